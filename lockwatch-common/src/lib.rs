@@ -1,0 +1,2 @@
+//! The records that cross the border between the BPF programs and user space.
+#![no_std]

@@ -1,0 +1,203 @@
+//! What makes two things the same thing: files, processes, lock owners, ranges, lock ids.
+//!
+//! Refuses to look anything up: every value here is built from what a source read.
+
+use std::fmt;
+
+/// A block or anonymous device number, as the kernel's `super_block.s_dev` splits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Dev {
+    /// Major number, 12 bits in the kernel.
+    pub major: u32,
+    /// Minor number, 20 bits in the kernel.
+    pub minor: u32,
+}
+
+impl Dev {
+    /// Splits the kernel's own `dev_t` (`include/linux/kdev_t.h`: 12 bits major, 20 bits minor).
+    pub fn from_kernel(dev: u32) -> Self {
+        Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    }
+}
+
+impl fmt::Display for Dev {
+    /// The form of `/proc/locks`: two hexadecimal numbers, at least two digits each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}", self.major, self.minor)
+    }
+}
+
+/// The kind of a lock, named as `/proc/locks` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LockKind {
+    /// flock(2): belongs to an open file description.
+    Flock,
+    /// fcntl(2) `F_SETLK`: belongs to an fd table (`files_struct`).
+    Posix,
+    /// fcntl(2) `F_OFD_SETLK`: belongs to an open file description.
+    Ofd,
+    /// fcntl(2) `F_SETLEASE`: belongs to an open file description.
+    Lease,
+    /// A delegation handed out by the NFS server.
+    Deleg,
+    /// A pNFS layout handed out by the NFS server.
+    Layout,
+}
+
+impl LockKind {
+    /// Every kind, in the order in which reports list them.
+    pub const ALL: [Self; 6] =
+        [Self::Flock, Self::Posix, Self::Ofd, Self::Lease, Self::Deleg, Self::Layout];
+
+    /// The name that `/proc/locks`, the JSON and the columns use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flock => "FLOCK",
+            Self::Posix => "POSIX",
+            Self::Ofd => "OFDLCK",
+            Self::Lease => "LEASE",
+            Self::Deleg => "DELEG",
+            Self::Layout => "LAYOUT",
+        }
+    }
+
+    /// True where the owner is an fd table and not an open file description.
+    pub fn belongs_to_fd_table(self) -> bool {
+        self == Self::Posix
+    }
+
+    /// Kinds that can conflict with each other live in one kernel list
+    /// (`flc_flock`, `flc_posix`, `flc_lease`).
+    pub fn conflict_class(self) -> u8 {
+        match self {
+            Self::Flock => 0,
+            Self::Posix | Self::Ofd => 1,
+            Self::Lease | Self::Deleg | Self::Layout => 2,
+        }
+    }
+}
+
+/// Shared or exclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Access {
+    /// `F_RDLCK`, `LOCK_SH`.
+    Read,
+    /// `F_WRLCK`, `LOCK_EX`.
+    Write,
+    /// `F_UNLCK`: a lease that its breaker wants gone altogether.
+    Unlock,
+}
+
+impl Access {
+    /// The name that `/proc/locks`, the JSON and the columns use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "READ",
+            Self::Write => "WRITE",
+            Self::Unlock => "UNLCK",
+        }
+    }
+}
+
+/// The bytes that a lock covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Range {
+    /// First byte.
+    pub start: u64,
+    /// Last byte, included; `None` is "to the end of the file, however far it grows"
+    /// (the kernel's `OFFSET_MAX`).
+    pub end: Option<u64>,
+}
+
+impl Range {
+    /// The whole file.
+    pub const WHOLE: Self = Self { start: 0, end: None };
+
+    /// True where the two ranges share at least one byte.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.end.is_none_or(|end| other.start <= end)
+            && other.end.is_none_or(|end| self.start <= end)
+    }
+}
+
+/// An open file description or an fd table, by a token that the source chose.
+///
+/// Equal tokens of one snapshot mean the same kernel object. The BPF source uses the kernel's
+/// pointer, so a token must never be shown or written anywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Owner(pub u64);
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owner(_)")
+    }
+}
+
+/// A process id, in the namespace in which the snapshot's source counts.
+///
+/// The BPF source counts in the initial pid namespace, as the kernel's lock entries do; the procfs
+/// source in that of its `/proc`.
+pub type Pid = i32;
+
+/// A process's start, in nanoseconds of `CLOCK_BOOTTIME`.
+///
+/// procfs only tells clock ticks: starts from different sources are compared by [`Self::ticks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StartTime(pub u64);
+
+impl StartTime {
+    /// Clock ticks a second in `/proc` (`USER_HZ`, 100 on every architecture that matters).
+    pub const TICKS_PER_SECOND: u64 = 100;
+    const NANOS_PER_TICK: u64 = 1_000_000_000 / Self::TICKS_PER_SECOND;
+
+    /// From field 22 of `/proc/PID/stat`.
+    pub fn from_ticks(ticks: u64) -> Self {
+        Self(ticks.saturating_mul(Self::NANOS_PER_TICK))
+    }
+
+    /// As field 22 of `/proc/PID/stat` would show it.
+    pub fn ticks(self) -> u64 {
+        self.0 / Self::NANOS_PER_TICK
+    }
+}
+
+/// The pid that the kernel recorded in a lock (`flc_pid`), or what it showed instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordedPid {
+    /// A local process, alive or not.
+    Local(Pid),
+    /// Shown as 0: dead, or of a pid namespace that the reader cannot see.
+    Zero,
+    /// Not shown at all: `-1`, which is how `/proc` prints every OFD lock.
+    Withheld,
+    /// Negative: a file system's or lock server's peer.
+    Remote(i32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_share_a_byte_overlap() {
+        let range = |start, end| Range { start, end };
+        assert!(range(0, Some(9)).overlaps(range(9, Some(20))));
+        assert!(!range(0, Some(9)).overlaps(range(10, Some(20))));
+        assert!(range(100, None).overlaps(range(0, Some(100))));
+        assert!(!range(100, None).overlaps(range(0, Some(99))));
+        assert!(Range::WHOLE.overlaps(range(u64::MAX, None)));
+    }
+
+    #[test]
+    fn a_device_is_written_as_proc_locks_writes_it() {
+        assert_eq!(Dev::from_kernel((0xfe << 20) | 1).to_string(), "fe:01");
+        assert_eq!(Dev::from_kernel(0x2b).to_string(), "00:2b");
+        assert_eq!(Dev { major: 0x103, minor: 0x12345 }.to_string(), "103:12345");
+    }
+
+    #[test]
+    fn a_start_time_survives_the_way_through_clock_ticks() {
+        assert_eq!(StartTime(1_239_999_999).ticks(), 123);
+        assert_eq!(StartTime::from_ticks(123).ticks(), 123);
+    }
+}

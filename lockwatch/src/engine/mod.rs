@@ -1,0 +1,8 @@
+//! The pure core: from what a source read to what it means.
+//!
+//! Architecture invariant: nothing in here names a clock, a file, a process of its own, a thread,
+//! a logger, a socket or anything asynchronous, and no unordered map is iterated into its output.
+//! The same inputs give the same outputs, byte for byte.
+
+pub mod identity;
+pub mod snapshot;

@@ -1,0 +1,213 @@
+//! The facts of one reading of the kernel's lock tables, as a source hands them to the engine.
+//!
+//! Refuses to conclude anything: what follows from the facts is the engine's work. Whatever a
+//! source could not read is `None` here or an entry of [`Snapshot::limits`], never a default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::identity::{Access, Dev, LockKind, Owner, Pid, Range, RecordedPid, StartTime};
+
+/// Everything that one reading found.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Files that carry a lock or a queued request; others refer to them by index.
+    pub files: Vec<File>,
+    /// Granted locks.
+    pub locks: Vec<Lock>,
+    /// Queued requests.
+    pub waiters: Vec<Waiter>,
+    /// Everything that was found to refer to an open file description or fd table of interest.
+    pub references: Vec<Reference>,
+    /// The processes that `references` name, and the acquirers and waiters that still exist.
+    /// A process that is not here does not exist, unless `limits` says that it was not looked up.
+    pub processes: BTreeMap<Pid, Process>,
+    /// How births can be ordered by pid.
+    pub births: Births,
+    /// What could not be read.
+    pub limits: Vec<Limit>,
+}
+
+/// Index into [`Snapshot::files`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIx(pub u32);
+
+/// A file: (device, inode). The path is only a label on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// The device of the inode, as the kernel's `s_dev`.
+    pub dev: Dev,
+    /// Inode number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// The path by which it was opened, as the reader's root shows it; without the kernel's
+    /// " (deleted)". Any bytes but NUL.
+    pub path: Option<Box<[u8]>>,
+    /// True where the inode has no name left (`i_nlink` is 0).
+    pub deleted: Option<bool>,
+    /// True where `path` now names another inode.
+    pub replaced: Option<bool>,
+}
+
+/// One granted lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// The kernel's entry, by a token of the source's choice, unique in the snapshot. Like
+    /// [`Owner`] it may be a kernel pointer and is never shown.
+    pub entry: u64,
+    /// The file that it locks.
+    pub file: FileIx,
+    /// Its kind.
+    pub kind: LockKind,
+    /// Shared or exclusive.
+    pub access: Access,
+    /// The bytes that it covers.
+    pub range: Range,
+    /// The description or fd table that it belongs to, where the source can tell.
+    pub owner: Option<Owner>,
+    /// Who took it.
+    pub acquirer: RecordedPid,
+    /// A lease that is being broken: what its holder has been asked to come down to.
+    pub breaking_to: Option<Access>,
+}
+
+/// One queued request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// The entry of the granted lock at the root of the queue in which the request waits.
+    /// `None` where the source could not tell.
+    pub behind: Option<u64>,
+    /// The file.
+    pub file: FileIx,
+    /// The kind of lock that is asked for.
+    pub kind: LockKind,
+    /// Shared or exclusive.
+    pub access: Access,
+    /// The bytes that are asked for.
+    pub range: Range,
+    /// The description or fd table that asks. A lease breaker has none.
+    pub owner: Option<Owner>,
+    /// Who asks.
+    pub requester: RecordedPid,
+}
+
+/// What keeps a description or an fd table alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Via {
+    /// A descriptor in an fd table.
+    Fd,
+    /// The fd table itself, as the owner of a POSIX lock.
+    Files,
+    /// A descriptor in flight in a unix socket.
+    ScmRights,
+    /// A file registered with io_uring.
+    IoUring,
+    /// A memory mapping.
+    Mmap,
+    /// The kernel itself: loop device, swap, a stacked file system.
+    Kernel,
+}
+
+impl Via {
+    /// The name in the JSON's `via`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fd => "fd",
+            Self::Files => "files",
+            Self::ScmRights => "scm_rights",
+            Self::IoUring => "io_uring",
+            Self::Mmap => "mmap",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// One reference to a description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The thread-group id of whoever refers.
+    pub pid: Pid,
+    /// The thread through which it was found: the leader's id unless a thread has an fd table of
+    /// its own or the leader has exited.
+    pub tid: Pid,
+    /// How it refers; [`Via::Fd`] for every descriptor, also of the owner of POSIX locks.
+    pub via: Via,
+    /// The descriptor's number, where there is one. 0 is a number like any other.
+    pub fd: Option<u32>,
+    /// The file behind the description.
+    pub file: FileIx,
+    /// The description.
+    pub description: Option<Owner>,
+    /// The fd table that the descriptor is in.
+    pub table: Option<Owner>,
+}
+
+/// A process, as it was when the snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Process {
+    /// Start, with the pid its identity. `None` where it could not be read.
+    pub start: Option<StartTime>,
+    /// Its pid in the reader's own pid namespace, where it has one there and it differs.
+    pub reader_pid: Option<Pid>,
+    /// Its pid in its own (innermost) pid namespace.
+    pub ns_pid: Option<Pid>,
+    /// Inode number of its pid namespace.
+    pub pid_ns: Option<u64>,
+    /// Depth of its pid namespace below the initial one.
+    pub ns_level: Option<u32>,
+    /// `comm`, at most 15 bytes, any but NUL.
+    pub comm: Box<[u8]>,
+    /// Parent's thread-group id.
+    pub parent: Option<Pid>,
+    /// Process group id, in the namespace of `/proc`.
+    pub group: Option<Pid>,
+    /// Session id, in the namespace of `/proc`.
+    pub session: Option<Pid>,
+    /// True where it has not exec'd since it was forked (`PF_FORKNOEXEC`).
+    pub forked_no_exec: Option<bool>,
+    /// True where it is on its way out but may still hold what it held (`PF_EXITING`).
+    pub exiting: bool,
+    /// True where nothing of it is left but its exit status (no live thread).
+    pub zombie: bool,
+    /// Executable, where it was looked up.
+    pub exe: Option<Box<[u8]>>,
+    /// Control group path, where it was looked up.
+    pub cgroup: Option<Box<[u8]>>,
+}
+
+/// What is known about the order in which pids were given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Births {
+    /// Tasks created since boot (`processes` in `/proc/stat`).
+    pub forks: Option<u64>,
+    /// `kernel.pid_max`.
+    pub pid_max: Option<u64>,
+}
+
+impl Births {
+    /// True where no pid can have been given out twice since boot, so that a smaller pid (of the
+    /// initial namespace) is an older process.
+    pub fn pids_are_in_order(self) -> bool {
+        match (self.forks, self.pid_max) {
+            (Some(forks), Some(max)) => forks < max,
+            _ => false,
+        }
+    }
+}
+
+/// What could not be read, and what that hides.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Limit {
+    /// What was not read, and why, in one clause.
+    pub what: String,
+    /// True where a lock or a holder may be missing because of it, so that the report is not
+    /// complete; false for a mere feature that this kernel lacks.
+    pub hides: bool,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}

@@ -1,0 +1,1 @@
+//! The rig and the harness of the black-box tests.
