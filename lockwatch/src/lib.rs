@@ -5,3 +5,5 @@
 //! [`engine::snapshot::Snapshot`], the engine concludes, a sink writes it down.
 
 pub mod engine;
+pub mod sink;
+pub mod source;
