@@ -121,9 +121,10 @@ mod tests {
         let records: Vec<_> = Records::new(&bytes).collect();
         assert_eq!(records[1], Err(RecordError { at: 24, what: "unknown kind" }));
         assert_eq!(records.len(), 2);
-        let wrong = Records::new(&target(KIND_LOCK, 24)).next();
+        let (wrong, cut) = (target(KIND_LOCK, 24), target(KIND_TARGET, 32));
+        let wrong = Records::new(&wrong).next();
         assert_eq!(wrong, Some(Err(RecordError { at: 0, what: "wrong length for its kind" })));
-        let cut = Records::new(&target(KIND_TARGET, 32)).next();
+        let cut = Records::new(&cut).next();
         assert_eq!(cut, Some(Err(RecordError { at: 0, what: "longer than the window" })));
     }
 
