@@ -5,3 +5,4 @@
 //! [`engine::snapshot::Snapshot`], the engine concludes, a sink writes it down.
 
 pub mod engine;
+pub mod source;
