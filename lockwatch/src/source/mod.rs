@@ -1,5 +1,8 @@
-//! The world, read into the engine's terms.
+//! Where facts come from: each source reads the world into an
+//! [`engine::snapshot::Snapshot`](crate::engine::snapshot::Snapshot).
 //!
-//! Sources refuse to conclude anything, and to hide what they could not read.
+//! Refuses to conclude anything, and to hide what could not be read. The BPF source asks procfs
+//! about the processes that it names; procfs knows of no other source.
 
 pub mod bpf;
+pub mod procfs;
