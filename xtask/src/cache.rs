@@ -5,12 +5,15 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::progress;
+use crate::{interrupt, progress};
 
 const PARTIAL: &str = ".partial-";
+const POLL: Duration = Duration::from_millis(200);
 
 /// The cache folder; it need not exist yet.
 pub(crate) struct Cache {
@@ -69,14 +72,22 @@ impl Cache {
         let lock = File::create(&path).with_context(|| {
             format!("opening {} (LOCKWATCH_CACHE names another folder)", path.display())
         })?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                progress::say("another set-up is at work, waiting for it");
-                lock.lock().with_context(|| format!("locking {}", path.display()))?;
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
+        let mut said = false;
+        // Asked again and again, not waited for in one call: the caller may interrupt the wait.
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if interrupt::happened() => bail!("interrupted"),
+                Err(TryLockError::WouldBlock) => {
+                    if !said {
+                        progress::say("another set-up is at work, waiting for it");
+                        said = true;
+                    }
+                    thread::sleep(POLL);
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                }
             }
         }
         for name in self.entries(PARTIAL) {
@@ -130,8 +141,6 @@ fn place(
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
-
     use super::*;
 
     #[test]

@@ -179,9 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn tee_shows_each_line() {
+    fn each_line_is_shown_also_the_last() {
         let mut seen = Vec::new();
-        let status = tee(&mut sh("printf 'a\\nb'"), |line| seen.push(line.to_owned())).unwrap();
+        let status = lines(&mut sh("printf 'a\\nb'"), |line| seen.push(line.to_owned())).unwrap();
         assert!(status.success());
         assert_eq!(seen, ["a", "b"]);
     }

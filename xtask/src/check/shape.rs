@@ -3,6 +3,7 @@
 //! Looks at no meaning.
 
 use super::Breach;
+use super::paths;
 use super::tree::Source;
 
 /// What a file should stay below, and what ends the check.
@@ -38,12 +39,16 @@ pub(super) fn check(source: &Source) -> Vec<Breach> {
             found.push(Breach { path: source.path.clone(), line: 1, what: drawer(&name) });
         }
     }
-    for (line, text) in source.text.lines().enumerate() {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let module = words.windows(2).find(|pair| pair[0] == "mod").map(|pair| pair[1]);
-        let Some(name) = module.map(|name| name.trim_end_matches([';', '{'])) else { continue };
-        if DRAWERS.contains(&name) && !text.trim_start().starts_with("//") {
-            found.push(Breach { path: source.path.clone(), line: line + 1, what: drawer(name) });
+    let named = paths::named(&source.text);
+    for pair in named.windows(2) {
+        let [keyword, name] = pair else { continue };
+        let name_text = name.segments.join("::");
+        if keyword.segments == ["mod"] && DRAWERS.contains(&name_text.as_str()) {
+            found.push(Breach {
+                path: source.path.clone(),
+                line: name.line,
+                what: drawer(&name_text),
+            });
         }
     }
     found
