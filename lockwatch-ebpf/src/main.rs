@@ -6,6 +6,7 @@
 #![no_main]
 
 mod kernel;
+mod probe;
 mod task_file;
 mod window;
 

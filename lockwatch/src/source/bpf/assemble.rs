@@ -9,9 +9,7 @@ use lockwatch_common::snapshot::{
 };
 
 use super::record::Record;
-use crate::engine::identity::{
-    Access, Dev, LockKind, Owner, Range, RecordedPid, StartTime,
-};
+use crate::engine::identity::{Access, Dev, LockKind, Owner, Range, RecordedPid, StartTime};
 use crate::engine::snapshot::{File, FileIx, Lock, Process, Reference, Snapshot, Via, Waiter};
 
 /// `FL_*` of `include/linux/filelock.h`.

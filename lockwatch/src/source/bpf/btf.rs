@@ -31,6 +31,7 @@ const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const ENUM: u32 = 6;
+const FWD: u32 = 7;
 const TYPEDEF: u32 = 8;
 const VOLATILE: u32 = 9;
 const CONST: u32 = 10;
@@ -123,6 +124,39 @@ impl<'a> Btf<'a> {
             let (type_name, info, _) = self.head(id);
             kind(info) == FUNC && string(self.strings, type_name) == name.as_bytes()
         })
+    }
+
+    /// A table in which `name` alone is a function, and has the number that it has here.
+    ///
+    /// A program is attached by that number. A loader that is given this small table does not
+    /// spend 20 ms on reading the kernel's whole one.
+    ///
+    /// # Errors
+    /// Where there is no such function.
+    pub fn only_function(&self, name: &str) -> Result<Vec<u8>, BtfError> {
+        let number = self.function(name).ok_or(BtfError::Header("a function is absent"))?;
+        let strings = [b"\0", name.as_bytes(), b"\0"].concat();
+        let types = number as usize * 12;
+        let mut table = Vec::with_capacity(24 + types + strings.len());
+        let mut word = |word: u32| table.extend_from_slice(&word.to_ne_bytes());
+        for value in [1 << 16 | u32::from(MAGIC), 24, 0, types as u32, types as u32] {
+            word(value);
+        }
+        word(strings.len() as u32);
+        for id in 1..=number {
+            let this = id == number;
+            word(u32::from(this));
+            word(if this { FUNC } else { FWD } << 24);
+            word(0);
+        }
+        table.extend(strings);
+        Ok(table)
+    }
+
+    /// True where `bpf_d_path` may surely be called from an iterator. It may since 5.12, which
+    /// BTF does not tell; the helper that is looked for instead came with 5.14.
+    pub fn allows_d_path(&self) -> bool {
+        self.function("bpf_sys_bpf").is_some()
     }
 
     /// True where the structure or union exists in full.

@@ -13,6 +13,7 @@ mod descriptions;
 pub mod fault;
 pub mod fdinfo;
 mod files;
+mod identity;
 pub(super) mod limits;
 pub mod locks_line;
 mod order;
@@ -30,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
+pub use identity::kernel_identity;
 pub use root::{FileFacts, Lookups, ProcRoot};
 
 use crate::engine::identity::{Pid, RecordedPid};

@@ -47,7 +47,11 @@ impl Reader {
         self.pid_ns.is_some_and(|inode| inode != INITIAL_PID_NS)
     }
 
-    pub(in crate::source) fn births(self, root: &ProcRoot, limits: &mut Limits) -> io::Result<Births> {
+    pub(in crate::source) fn births(
+        self,
+        root: &ProcRoot,
+        limits: &mut Limits,
+    ) -> io::Result<Births> {
         let folder = root.open()?;
         let mut buffer = Vec::new();
         // Forks are counted machine-wide, but pids are given out anew in each namespace.
