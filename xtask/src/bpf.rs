@@ -111,9 +111,13 @@ fn stamp(toolchain: &Toolchain) -> Result<String> {
 /// The object without its DWARF, which is most of it, where there is an objcopy; BTF stays.
 fn stripped(built: &Path) -> Result<Vec<u8>> {
     let whole = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
-    let Some(objcopy) = objcopy() else { return Ok(whole) };
+    let Some(mut objcopy) = objcopy() else { return Ok(whole) };
     let output = built.with_extension("stripped");
-    command::capture(Command::new(objcopy).arg("--strip-debug").arg(built).arg(&output), "")?;
+    let strip = objcopy.arg("--strip-debug").arg(built).arg(&output);
+    if let Err(error) = command::capture(strip, "") {
+        progress::say(&format!("the BPF object keeps its debug sections: {error:#}"));
+        return Ok(whole);
+    }
     let bytes = fs::read(&output).with_context(|| format!("reading {}", output.display()))?;
     for section in [".BTF\0", ".BTF.ext\0"] {
         if names(&whole, section) && !names(&bytes, section) {
@@ -123,13 +127,21 @@ fn stripped(built: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An objcopy that knows BPF: rustup's component has one, LLVM another. GNU's knows no BPF.
-fn objcopy() -> Option<PathBuf> {
+/// An objcopy that knows BPF: the Rust toolchain has one, LLVM another. GNU's knows no BPF.
+fn objcopy() -> Option<Command> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let libraries =
         command::capture(Command::new(rustc).args(["--print", "target-libdir"]), "").ok()?;
-    let ours = Path::new(libraries.trim()).parent()?.join("bin/rust-objcopy");
-    if ours.exists() { Some(ours) } else { command::find("llvm-objcopy") }
+    // lib/rustlib/<host>/lib, of which the objcopy is a sibling.
+    let libraries = Path::new(libraries.trim());
+    let ours = libraries.parent()?.join("bin/rust-objcopy");
+    if ours.exists() {
+        let mut command = Command::new(ours);
+        // Its LLVM is rustc's own, which it does not find by itself.
+        command.env("LD_LIBRARY_PATH", libraries.ancestors().nth(3)?);
+        return Some(command);
+    }
+    command::find("llvm-objcopy").map(Command::new)
 }
 
 /// Whether an ELF file's string tables hold a section name, given with its final NUL.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::interrupt;
 
 /// How much of a failed command's own words an error repeats.
-const TAIL_LINES: usize = 15;
+const TAIL_LINES: usize = 8;
 
 /// Runs to the end with the caller's stdio. Anything but success is an error that ends with
 /// `advice`.

@@ -78,10 +78,13 @@ fn make_toolchain(guard: &Guard<'_>) -> Result<PathBuf> {
         Ok(Some(plan)) => plan,
         _ => fresh_plan()?,
     };
-    fetch(guard, &plan).or_else(|error| {
+    fetch(guard, &plan).or_else(|first| {
         // Lists that are too old name versions that the mirror no longer has.
-        progress::say(&format!("{error:#}"));
-        fetch(guard, &fresh_plan()?)
+        progress::say("that failed; trying again with fresh package lists");
+        match fresh_plan() {
+            Ok(plan) => fetch(guard, &plan),
+            Err(second) => Err(first.context(format!("{second:#}"))),
+        }
     })
 }
 
