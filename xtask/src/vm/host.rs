@@ -1,0 +1,38 @@
+//! Runs the same program of live tests on the running kernel, for a column of the table.
+//!
+//! Asks for no privilege: what the tests cannot do without root, they say themselves.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::command;
+use super::programs::Programs;
+use super::verdict::{self, Verdict};
+
+pub(crate) fn run(programs: &Programs, arguments: &[String]) -> Result<Verdict> {
+    let folder = tempfile::tempdir()?;
+    let results = folder.path().join("results.json");
+    let mut tests = Command::new(&programs.tests);
+    tests.arg("--json").arg(&results).args(arguments);
+    for (name, program) in [("LOCKWATCH_BIN", &programs.lockwatch), ("RIG_BIN", &programs.rig)] {
+        if let Some(program) = program {
+            tests.env(name, program);
+        }
+    }
+    // Standard output is the table's.
+    tests.stdout(Stdio::from(std::io::stderr()));
+    let started = Instant::now();
+    let status =
+        tests.status().with_context(|| format!("cannot run `{}`", command::line(&tests)))?;
+    let test_seconds = started.elapsed().as_secs_f64();
+    let Some(exit) = status.code() else { bail!("the tests ended with {status}") };
+    let text = fs::read(&results).context("the tests left no results")?;
+    let document = serde_json::from_slice(&text).context("the results are no JSON")?;
+    let tests = verdict::tests(&document).map_err(anyhow::Error::msg)?;
+    verdict::check_exit(exit.into(), &tests).map_err(anyhow::Error::msg)?;
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(Verdict::Ran { release, boot_seconds: 0.0, test_seconds, tests })
+}
