@@ -106,8 +106,10 @@ impl<W: Write> Archive<W> {
 mod tests {
     use super::*;
 
-    /// Reads back (name, mode, device, content).
-    fn entries(mut bytes: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Name, mode, device, content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    fn entries(mut bytes: &[u8]) -> Vec<Entry> {
         let mut all = Vec::new();
         loop {
             let field = |i: usize| {

@@ -4,6 +4,7 @@
 
 mod apt;
 mod boot;
+mod btf;
 mod command;
 mod cpio;
 mod fetch;
@@ -63,6 +64,9 @@ pub(crate) struct Args {
     /// Check the VMs themselves instead of lockwatch
     #[arg(long, conflicts_with = "host")]
     self_check: bool,
+    /// Renew the BTF fixtures from the kernels and the running one, and end
+    #[arg(long, conflicts_with_all = ["host", "self_check"])]
+    renew_btf: bool,
     /// The release binary to test [default: target/release/lockwatch]
     #[arg(long, value_name = "FILE")]
     lockwatch: Option<PathBuf>,
@@ -89,6 +93,10 @@ fn run_matrix(args: &Args) -> Result<u8> {
         list(&cache, &kernels)?;
         return Ok(0);
     }
+    let mirror = sources::mirror(Path::new("/etc/apt"));
+    if args.renew_btf {
+        return renew_btf(&cache, &mirror, &kernels, args.refresh);
+    }
     let programs = if args.self_check {
         programs::self_check()?
     } else {
@@ -101,7 +109,7 @@ fn run_matrix(args: &Args) -> Result<u8> {
 
     let run = Run {
         base: initramfs::base(&programs, &arguments)?,
-        mirror: sources::mirror(Path::new("/etc/apt")),
+        mirror,
         timeout: Duration::from_secs(args.timeout),
         cache,
         output,
@@ -234,6 +242,28 @@ fn host_column(programs: &Programs, arguments: &[String]) -> Column {
         seconds: started.elapsed().as_secs_f64(),
         verdict,
     }
+}
+
+/// Writes the fixtures of every kernel that can be had; 2 if one cannot.
+fn renew_btf(
+    cache: &Path,
+    mirror: &Result<Mirror>,
+    kernels: &[&Kernel],
+    refresh: bool,
+) -> Result<u8> {
+    let folder = workspace().join(btf::FIXTURES);
+    let mut status = 0;
+    for kernel in kernels {
+        match fetch::newest(cache, mirror, kernel, refresh) {
+            Ok(fetched) => btf::renew(&folder, kernel.base, &fetched)?,
+            Err(error) => {
+                eprintln!("vm: {}: SKIPPED, NOT RENEWED: {error:#}", kernel.base);
+                status = 2;
+            }
+        }
+    }
+    btf::renew_host(&folder)?;
+    Ok(status)
 }
 
 fn list(cache: &Path, kernels: &[&Kernel]) -> Result<()> {
