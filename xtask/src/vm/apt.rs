@@ -10,8 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::command;
 use super::sources::stanzas;
+use super::tools;
 
 /// A private view of one suite at one address.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Suite {
     /// Fetches and verifies the suite's index.
     pub(crate) fn update(&self) -> Result<std::result::Result<(), Refusal>> {
         let mut update = self.apt("apt-get");
-        let output = command::output(update.arg("update"))?;
+        let output = tools::output(update.arg("update"))?;
         if output.status.success() {
             return Ok(Ok(()));
         }
@@ -81,7 +81,7 @@ impl Suite {
     /// The newest package `name`; none if the suite has no such package.
     pub(crate) fn package(&self, name: &str) -> Result<Option<Package>> {
         let output =
-            command::output(self.apt("apt-cache").args(["show", "--no-all-versions", name]))?;
+            tools::output(self.apt("apt-cache").args(["show", "--no-all-versions", name]))?;
         // apt-cache fails both for an unknown name and for a broken list; the list was just
         // verified by `update`.
         if !output.status.success() {
@@ -94,7 +94,7 @@ impl Suite {
     pub(crate) fn download(&self, packages: &[Package], folder: &Path) -> Result<()> {
         let names = packages.iter().map(|p| format!("{}={}", p.name, p.version));
         let mut download = self.apt("apt-get");
-        command::stdout(download.arg("download").args(names).current_dir(folder)).map(drop)
+        tools::stdout(download.arg("download").args(names).current_dir(folder)).map(drop)
     }
 }
 
@@ -157,7 +157,7 @@ fn parse(text: &str) -> Result<Package> {
 /// Whether Debian version `a` is newer than `b`.
 pub(crate) fn newer(a: &str, b: &str) -> Result<bool> {
     let mut dpkg = Command::new("dpkg");
-    let output = command::output(dpkg.args(["--compare-versions", a, "gt", b]))?;
+    let output = tools::output(dpkg.args(["--compare-versions", a, "gt", b]))?;
     Ok(output.status.success())
 }
 

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::command;
+use super::tools;
+use crate::interrupt;
 
 /// What is left of a VM.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ pub(crate) fn boot(
         fs::write(log, "").with_context(|| format!("cannot write {}", log.display()))?;
     }
     let mut qemu = qemu(kernel, initramfs, &nonce, &console, &report)?;
-    let line = command::line(&qemu);
+    let line = tools::line(&qemu);
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&said)?);
     let started = Instant::now();
     let mut vm = Vm(qemu.spawn().with_context(|| format!("cannot run `{line}`"))?);
@@ -73,6 +74,9 @@ pub(crate) fn boot(
                 let said = fs::read_to_string(&said).unwrap_or_default();
                 How::Failed(format!("qemu ended with {status}: {}", said.trim()))
             };
+        }
+        if interrupt::happened() {
+            bail!("interrupted");
         }
         if started.elapsed() > timeout {
             break How::TimedOut;
@@ -100,9 +104,9 @@ fn qemu(
     console: &Path,
     report: &Path,
 ) -> Result<Command> {
-    let program = command::require("qemu-system-x86_64", "qemu-system-x86")?;
+    let program = tools::require("qemu-system-x86_64", "qemu-system-x86")?;
     // With setpriv a VM ends even if this program is killed.
-    let mut qemu = match command::find("setpriv") {
+    let mut qemu = match tools::find("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
             command.args(["--pdeathsig", "KILL", "--"]).arg(program);

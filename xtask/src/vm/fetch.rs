@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 
 use super::apt::{self, Package, Refusal, Suite};
-use super::command;
 use super::sources::Mirror;
 use super::suites::Kernel;
+use super::tools;
+use crate::progress;
 
 const META: &str = "linux-image-cloud-amd64";
 const KEYRING_PACKAGE: &str = "debian-archive-keyring";
@@ -65,10 +66,10 @@ pub(crate) fn newest(
         }
         (Err(error), Some(cached)) => {
             let days = age.map_or(0, |age| age.as_secs() / (24 * 60 * 60));
-            eprintln!(
-                "vm: {}: using the cached {} from {days} days ago, because: {error:#}",
+            progress::say(&format!(
+                "{}: using the cached {} from {days} days ago, because: {error:#}",
                 kernel.base, cached.origin
-            );
+            ));
             Ok(cached)
         }
         (Err(error), None) => Err(error),
@@ -84,7 +85,7 @@ pub(crate) fn cached(cache: &Path, kernel: &Kernel) -> Option<Fetched> {
 
 /// Resolves and, if it is not there, unpacks; the version that is now in `folder`.
 fn fetch(cache: &Path, folder: &Path, mirror: &Mirror, kernel: &Kernel) -> Result<String> {
-    eprintln!("vm: {}: asking for {}'s newest cloud kernel", kernel.base, kernel.suite);
+    progress::say(&format!("{}: asking for {}'s newest cloud kernel", kernel.base, kernel.suite));
     let mut best: Option<(Suite, Vec<Package>)> = None;
     let mut refused = Vec::new();
     for (uri, suite) in places(mirror, kernel) {
@@ -105,7 +106,7 @@ fn fetch(cache: &Path, folder: &Path, mirror: &Mirror, kernel: &Kernel) -> Resul
         bail!("no kernel of {} can be had: {}", kernel.suite, refused.join("; "));
     };
     for refusal in refused {
-        eprintln!("vm: {}: done without {refusal}", kernel.base);
+        progress::say(&format!("{}: done without {refusal}", kernel.base));
     }
     let version = version(&packages).to_owned();
     if load(&folder.join(&version)).is_err() {
@@ -177,15 +178,15 @@ fn version(packages: &[Package]) -> &str {
 /// The archive's newest keyring that can be had over a suite which this machine trusts
 /// already, through its own configuration of apt.
 fn newer_keyring(cache: &Path) -> Result<PathBuf> {
-    eprintln!(
-        "vm: a suite is signed by an unknown key; taking the newest {KEYRING_PACKAGE} over a trusted one"
-    );
+    progress::say(&format!(
+        "a suite is signed by an unknown key; taking the newest {KEYRING_PACKAGE} over a trusted one"
+    ));
     let folder = tempfile::tempdir_in(cache)?;
     let mut download = Command::new("apt-get");
     // The machine's options stand in its own files; only unsigned packages are ruled out.
     download.args(["-o", "APT::Get::AllowUnauthenticated=false", "-o", "APT::Sandbox::User="]);
     download.args(["download", KEYRING_PACKAGE]).current_dir(folder.path());
-    command::stdout(&mut download)
+    tools::stdout(&mut download)
         .context("no newer keyring (has `apt-get update` been run on this machine?)")?;
     extract(folder.path())?;
     let found = folder.path().join("root/usr/share/keyrings/debian-archive-keyring.gpg");
@@ -199,7 +200,7 @@ fn newer_keyring(cache: &Path) -> Result<PathBuf> {
 /// Downloads into `folder/version`: `vmlinuz`, `modules/`, `release`, `origin`.
 fn unpack(folder: &Path, version: &str, suite: &Suite, packages: &[Package]) -> Result<()> {
     let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
-    eprintln!("vm: fetching {} {version} ({})", names.join(", "), suite.name);
+    progress::say(&format!("fetching {} {version} ({})", names.join(", "), suite.name));
     fs::create_dir_all(folder)?;
     let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder)?;
     suite.download(packages, work.path())?;
@@ -238,7 +239,7 @@ fn extract(folder: &Path) -> Result<()> {
         let file = entry?.path();
         if file.extension().is_some_and(|e| e == "deb") {
             let mut dpkg = Command::new("dpkg-deb");
-            command::stdout(dpkg.arg("--extract").arg(&file).arg(folder.join("root")))?;
+            tools::stdout(dpkg.arg("--extract").arg(&file).arg(folder.join("root")))?;
             fs::remove_file(&file)?;
         }
     }

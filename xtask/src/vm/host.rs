@@ -1,32 +1,32 @@
 //! Runs the same program of live tests on the running kernel, for a column of the table.
 //!
-//! Asks for no privilege: what the tests cannot do without root, they say themselves.
+//! As root if that is to be had: what the tests cannot do without it, they say themselves.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::command;
 use super::programs::Programs;
+use super::tools;
 use super::verdict::{self, Verdict};
+use crate::privilege;
 
 pub(crate) fn run(programs: &Programs, arguments: &[String]) -> Result<Verdict> {
     let folder = tempfile::tempdir()?;
     let results = folder.path().join("results.json");
-    let mut tests = Command::new(&programs.tests);
+    let named = [("LOCKWATCH_BIN", &programs.lockwatch), ("RIG_BIN", &programs.rig)];
+    let variables: Vec<_> = named
+        .iter()
+        .filter_map(|(name, program)| Some((*name, program.as_ref()?.as_os_str())))
+        .collect();
+    let mut tests = privilege::command(&programs.tests, &variables);
     tests.arg("--json").arg(&results).args(arguments);
-    for (name, program) in [("LOCKWATCH_BIN", &programs.lockwatch), ("RIG_BIN", &programs.rig)] {
-        if let Some(program) = program {
-            tests.env(name, program);
-        }
-    }
     // Standard output is the table's.
     tests.stdout(Stdio::from(std::io::stderr()));
     let started = Instant::now();
-    let status =
-        tests.status().with_context(|| format!("cannot run `{}`", command::line(&tests)))?;
+    let status = tests.status().with_context(|| format!("cannot run `{}`", tools::line(&tests)))?;
     let test_seconds = started.elapsed().as_secs_f64();
     let Some(exit) = status.code() else { bail!("the tests ended with {status}") };
     let text = fs::read(&results).context("the tests left no results")?;

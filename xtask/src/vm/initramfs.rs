@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 
 use super::cpio::Archive;
 use super::programs::Programs;
-use super::{command, libraries, modules};
+use super::{libraries, modules, tools};
+use crate::progress;
 
 /// Where init finds its instructions. The same names stand in `tests/src/bin/vm-init.rs`.
 const MODULES_FILE: &str = "vm/modules";
@@ -60,10 +61,12 @@ pub(crate) fn base(programs: &Programs, arguments: &[String]) -> Result<Vec<u8>>
         }
     }
     for tool in TOOLS {
-        match command::find(tool) {
+        match tools::find(tool) {
             Some(path) => add_program(&mut archive, &path, &format!("usr/bin/{tool}"))?,
             None if tool == TOOLS[0] => anyhow::bail!("this machine has no {tool} to take along"),
-            None => eprintln!("vm: {tool} is not on this machine, so the VMs do without it"),
+            None => {
+                progress::say(&format!("{tool} is not on this machine, so the VMs do without it"))
+            }
         }
     }
     let run = serde_json::json!({

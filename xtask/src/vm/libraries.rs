@@ -7,19 +7,19 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::command;
+use super::tools;
 
 /// The libraries and the loader of `program`; none for a static one.
 pub(crate) fn of(program: &Path) -> Result<Vec<PathBuf>> {
     let mut ldd = Command::new("ldd");
-    let output = command::output(ldd.arg(program).env("LC_ALL", "C"))?;
+    let output = tools::output(ldd.arg(program).env("LC_ALL", "C"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     if said.contains("not a dynamic executable") || said.contains("statically linked") {
         return Ok(Vec::new());
     }
     if !output.status.success() {
-        anyhow::bail!("`{}` failed:\n{}", command::line(&ldd), said.trim());
+        anyhow::bail!("`{}` failed:\n{}", tools::line(&ldd), said.trim());
     }
     if let Some(missing) = said.lines().find(|line| line.contains("not found")) {
         anyhow::bail!("{} lacks a library: {}", program.display(), missing.trim());

@@ -5,7 +5,6 @@
 mod apt;
 mod boot;
 mod btf;
-mod command;
 mod cpio;
 mod fetch;
 mod host;
@@ -16,18 +15,20 @@ mod programs;
 mod report;
 mod sources;
 mod suites;
+mod tools;
 mod verdict;
 
-use std::env;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
+use crate::cache::Cache;
+use crate::{build, command, interrupt, progress, workspace};
 use fetch::Fetched;
 use programs::Programs;
 use report::Column;
@@ -67,7 +68,7 @@ pub(crate) struct Args {
     /// Renew the BTF fixtures from the kernels and the running one, and end
     #[arg(long, conflicts_with_all = ["host", "self_check"])]
     renew_btf: bool,
-    /// The release binary to test [default: target/release/lockwatch]
+    /// The release binary to test [default: it is built first]
     #[arg(long, value_name = "FILE")]
     lockwatch: Option<PathBuf>,
     /// Put the outcome into FILE, between the marks of the support table
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match run_matrix(args) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(error) => {
-            eprintln!("vm: could not run: {error:#}");
+            progress::say(&format!("could not run: {error:#}"));
             Ok(ExitCode::from(2))
         }
     }
@@ -100,11 +101,11 @@ fn run_matrix(args: &Args) -> Result<u8> {
     let programs = if args.self_check {
         programs::self_check()?
     } else {
-        let default = || target().join("release/lockwatch");
-        programs::live(args.lockwatch.clone().unwrap_or_else(default))?
+        let given = args.lockwatch.clone();
+        programs::live(given.map_or_else(build::run, Ok)?)?
     };
     let arguments: Vec<String> = args.filter.iter().cloned().collect();
-    let output = target().join("vm");
+    let output = workspace::target().join("vm");
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
 
     let run = Run {
@@ -117,6 +118,9 @@ fn run_matrix(args: &Args) -> Result<u8> {
         keep_logs: args.keep_logs,
     };
     let mut columns = run.all(&kernels);
+    if interrupt::happened() {
+        bail!("interrupted");
+    }
     if args.host {
         columns.push(host_column(&programs, &arguments));
     }
@@ -128,9 +132,7 @@ fn finish(args: &Args, output: &Path, columns: &[Column]) -> Result<u8> {
     let results = output.join("results.json");
     fs::write(&results, serde_json::to_vec_pretty(columns)?)
         .with_context(|| format!("cannot write {}", results.display()))?;
-    let mut stdout = std::io::stdout().lock();
-    write!(stdout, "{}", report::table(columns))?;
-    writeln!(stdout, "{}", report::closing_line(columns))?;
+    command::print(&format!("{}{}\n", report::table(columns), report::closing_line(columns)))?;
     if let Some(file) = &args.write_support_table {
         report::write_support_table(file, columns)?;
     }
@@ -171,6 +173,9 @@ impl Run {
                     *next - 1
                 };
                 let Some(kernel) = kernels.get(index) else { return };
+                if interrupt::happened() {
+                    return;
+                }
                 let column = self.one(kernel);
                 if let Ok(mut done) = done.lock() {
                     done.push((index, column));
@@ -198,7 +203,7 @@ impl Run {
             Ok(fetched) => fetched,
             Err(error) => {
                 let reason = format!("{error:#}");
-                eprintln!("vm: {}: SKIPPED, NOT TESTED: {reason}", kernel.base);
+                progress::say(&format!("{}: SKIPPED, NOT TESTED: {reason}", kernel.base));
                 return column("", 0.0, Verdict::Skipped { reason });
             }
         };
@@ -216,11 +221,11 @@ impl Run {
         let initramfs = folder.join("initramfs.cpio");
         fs::write(&initramfs, initramfs::complete(&self.base, &fetched.modules)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
-        eprintln!("vm: {}: booting {}", kernel.base, fetched.release);
+        progress::say(&format!("{}: booting {}", kernel.base, fetched.release));
         let ended = boot::boot(&fetched.vmlinuz, &initramfs, &folder, self.timeout)?;
         let verdict = verdict::of_vm(&ended);
         let word = if verdict.is_red() { "RED" } else { "green" };
-        eprintln!("vm: {}: {word} after {:.1} s", kernel.base, ended.seconds);
+        progress::say(&format!("{}: {word} after {:.1} s", kernel.base, ended.seconds));
         fs::remove_file(&initramfs)?;
         if !self.keep_logs && !verdict.is_red() {
             fs::remove_dir_all(&folder)?;
@@ -230,7 +235,7 @@ impl Run {
 }
 
 fn host_column(programs: &Programs, arguments: &[String]) -> Column {
-    eprintln!("vm: host: running the tests on the running kernel");
+    progress::say("host: running the tests on the running kernel");
     let started = Instant::now();
     let verdict = host::run(programs, arguments).unwrap_or_else(|error| Verdict::Broken {
         reason: format!("{error:#}"),
@@ -251,13 +256,13 @@ fn renew_btf(
     kernels: &[&Kernel],
     refresh: bool,
 ) -> Result<u8> {
-    let folder = workspace().join(btf::FIXTURES);
+    let folder = workspace::root().join(btf::FIXTURES);
     let mut status = 0;
     for kernel in kernels {
         match fetch::newest(cache, mirror, kernel, refresh) {
             Ok(fetched) => btf::renew(&folder, kernel.base, &fetched)?,
             Err(error) => {
-                eprintln!("vm: {}: SKIPPED, NOT RENEWED: {error:#}", kernel.base);
+                progress::say(&format!("{}: SKIPPED, NOT RENEWED: {error:#}", kernel.base));
                 status = 2;
             }
         }
@@ -267,36 +272,20 @@ fn renew_btf(
 }
 
 fn list(cache: &Path, kernels: &[&Kernel]) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
+    let mut text = String::new();
     for kernel in kernels {
         let cached = fetch::cached(cache, kernel)
             .map_or_else(|| "not in the cache".to_owned(), |fetched| fetched.origin);
-        writeln!(stdout, "{:5} {:9} {cached}", kernel.base, kernel.suite)?;
+        let _ = writeln!(text, "{:5} {:9} {cached}", kernel.base, kernel.suite);
     }
-    Ok(())
+    command::print(&text)
 }
 
 /// What is fetched outlives `cargo clean`.
 fn cache() -> Result<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = set("LOCKWATCH_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("lockwatch")))
-        .or_else(|| Some(set("HOME")?.join(".cache/lockwatch")))
-        .context("none of LOCKWATCH_CACHE, XDG_CACHE_HOME and HOME is set")?
-        .join("vm");
+    let folder = Cache::of_caller()?.path("vm");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // apt takes relative paths for its own.
-    folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))
-}
-
-fn workspace() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_owned()
-}
-
-fn target() -> PathBuf {
-    let set = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    set.map_or_else(|| workspace().join("target"), |folder| workspace().join(folder))
+    Ok(folder)
 }
 
 #[cfg(test)]

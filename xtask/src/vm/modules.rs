@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::command;
+use super::tools;
 
 /// A module ready to load.
 pub(crate) struct Module {
@@ -80,8 +80,8 @@ fn decompressed(file: &Path) -> Result<Vec<u8>> {
         Some("gz") => ("gzip", "gzip"),
         _ => return fs::read(file).with_context(|| format!("cannot read {}", file.display())),
     };
-    let program = command::require(program, package)?;
-    command::stdout(Command::new(program).arg("-dc").arg(file))
+    let program = tools::require(program, package)?;
+    tools::stdout(Command::new(program).arg("-dc").arg(file))
 }
 
 /// What `depends=` in the module's `.modinfo` says. The section is a run of NUL-ended

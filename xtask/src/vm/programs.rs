@@ -3,12 +3,13 @@
 //! Guesses no path below `target`.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::command;
+use super::tools;
+use crate::workspace;
 
 const TESTS_PACKAGE: &str = "lockwatch-tests";
 
@@ -36,7 +37,7 @@ pub(crate) fn self_check() -> Result<Programs> {
 /// The live tests, the release binary and the rig.
 pub(crate) fn live(lockwatch: PathBuf) -> Result<Programs> {
     if !lockwatch.is_file() {
-        bail!("there is no {}: `cargo xtask build --release` makes it", lockwatch.display());
+        bail!("there is no {}", lockwatch.display());
     }
     let built = build(&["build", "--release", "--package", TESTS_PACKAGE, "--bins"])?;
     let tests =
@@ -50,11 +51,10 @@ pub(crate) fn live(lockwatch: PathBuf) -> Result<Programs> {
 }
 
 fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = workspace::cargo();
     command.args(arguments).arg("--message-format=json-render-diagnostics");
-    command.current_dir(super::workspace()).stderr(Stdio::inherit());
-    let line = command::line(&command);
+    command.stderr(Stdio::inherit());
+    let line = tools::line(&command);
     let output = command.output().with_context(|| format!("cannot run `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed with {}", output.status);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::super::command;
+use super::super::tools;
 
 /// The BTF of the kernel in `vmlinuz`: the same bytes as `/sys/kernel/btf/vmlinux` when it runs.
 pub(super) fn btf(vmlinuz: &Path) -> Result<Vec<u8>> {
@@ -43,10 +43,10 @@ fn decompressed(payload: &[u8]) -> Result<Vec<u8>> {
         [0x1f, 0x8b, ..] => ("gzip", "gzip"),
         _ => bail!("the kernel is compressed in an unknown way"),
     };
-    let program = command::require(program, package)?;
+    let program = tools::require(program, package)?;
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(payload)?;
-    command::stdout(Command::new(program).arg("-dc").stdin(file.reopen()?))
+    tools::stdout(Command::new(program).arg("-dc").stdin(file.reopen()?))
 }
 
 /// The content of ELF's section `name`; the outer `None` for what is no such ELF.

@@ -15,6 +15,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::fetch::Fetched;
+use crate::progress;
 use types::Types;
 
 /// Where the fixtures are, from the workspace's folder.
@@ -55,6 +56,6 @@ fn write(folder: &Path, base: &str, origin: &str, whole: &[u8]) -> Result<()> {
     };
     put("btf", &bytes)?;
     put("txt", format!("origin: {origin}\n\n{layouts}").as_bytes())?;
-    eprintln!("vm: {base}: {} bytes of BTF from {origin}", bytes.len());
+    progress::say(&format!("{base}: {} bytes of BTF from {origin}", bytes.len()));
     Ok(())
 }

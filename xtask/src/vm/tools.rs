@@ -1,12 +1,14 @@
-//! Running another program so that a failure names it, and looking programs up in `PATH`.
+//! The machine's programs that VMs are made with: found, installed where that is allowed, and
+//! run quietly, from several threads at once, with bytes as their output.
 //!
-//! Passes no shell in between: arguments are arguments.
+//! What the user is to see running is for `crate::command`.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use crate::progress;
 use anyhow::{Context as _, Result, bail};
 
 /// Runs `command` to its end; its output, whatever its status.
@@ -55,12 +57,12 @@ pub(crate) fn require(program: &str, package: &str) -> Result<PathBuf> {
     if let Some(found) = find(program) {
         return Ok(found);
     }
-    if !rustix::process::geteuid().is_root() {
+    if !crate::privilege::is_root() {
         bail!(
             "{program} is missing: install Debian's package {package} (`apt-get install {package}`)"
         );
     }
-    eprintln!("vm: installing {package}, for {program}");
+    progress::say(&format!("installing {package}, for {program}"));
     let install = || {
         output(
             Command::new("apt-get")
