@@ -1,7 +1,7 @@
 //! Checks the VM itself: that what `vm-init` promises to the live tests is there.
 //!
 //! Takes the place of the live tests in `cargo xtask vm --self-check` and speaks as they do:
-//! `--json FILE`, one line a test, a closing line. It tests nothing of lockwatch.
+//! `--json FILE`, `--patience N` (which it has no use for), a filter, a closing line. It tests nothing of lockwatch.
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
@@ -32,11 +32,13 @@ fn main() -> Result<ExitCode> {
     while let Some(argument) = arguments.next() {
         if argument == "--json" {
             file = arguments.next();
+        } else if argument == "--patience" {
+            arguments.next();
         } else {
             filter = argument;
         }
     }
-    let (mut results, mut counts) = (Vec::new(), [0; 3]);
+    let (mut results, mut counts) = (String::new(), [0; 3]);
     for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&filter)) {
         let started = Instant::now();
         let (which, outcome, reason) = match check() {
@@ -46,14 +48,14 @@ fn main() -> Result<ExitCode> {
         };
         counts[which] += 1;
         println!("test {name} ... {outcome} {reason}");
-        results.push(json!({
-            "name": name, "outcome": outcome, "reason": reason,
+        let result = json!({
+            "name": name, "result": outcome, "reason": reason,
             "seconds": started.elapsed().as_secs_f64(),
-        }));
+        });
+        results.push_str(&format!("{result}\n"));
     }
     if let Some(file) = file {
-        fs::write(&file, serde_json::to_vec(&json!({ "tests": results }))?)
-            .with_context(|| format!("cannot write {file}"))?;
+        fs::write(&file, results).with_context(|| format!("cannot write {file}"))?;
     }
     println!("{} passed, {} failed, {} skipped", counts[0], counts[1], counts[2]);
     Ok(if counts[1] == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -39,6 +39,9 @@ use verdict::Verdict;
 /// More would only take turns on the two cores that there are.
 const AT_ONCE: usize = 2;
 
+/// An emulated machine is several times slower: the tests' own time limits are to allow for it.
+const PATIENCE: [&str; 2] = ["--patience", "5"];
+
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Kernels by base version or Debian suite; all of the matrix if none is given
@@ -109,7 +112,7 @@ fn run_matrix(args: &Args) -> Result<u8> {
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
 
     let run = Run {
-        base: initramfs::base(&programs, &arguments)?,
+        base: initramfs::base(&programs, &[&PATIENCE.map(str::to_owned), &*arguments].concat())?,
         mirror,
         timeout: Duration::from_secs(args.timeout),
         cache,
@@ -226,6 +229,9 @@ impl Run {
         let verdict = verdict::of_vm(&ended);
         let word = if verdict.is_red() { "RED" } else { "green" };
         progress::say(&format!("{}: {word} after {:.1} s", kernel.base, ended.seconds));
+        if verdict.is_red() || self.keep_logs {
+            progress::say(&format!("{}: its words are in {}", kernel.base, folder.display()));
+        }
         fs::remove_file(&initramfs)?;
         if !self.keep_logs && !verdict.is_red() {
             fs::remove_dir_all(&folder)?;

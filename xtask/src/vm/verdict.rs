@@ -50,6 +50,7 @@ impl Verdict {
 
 /// The same form is printed by `tests/src/bin/vm-init.rs`.
 const END_MARK: &str = "lockwatch-vm-end";
+const INIT_FAILED: &str = "vm-init: failed: ";
 const TAIL_LINES: usize = 40;
 
 /// The verdict on a VM.
@@ -66,15 +67,24 @@ fn judge(ended: &Ended) -> Result<Verdict, String> {
     }
     let Some((exit, count)) = end_line(&ended.console, &ended.nonce) else {
         let panicked = ended.console.contains("Kernel panic");
-        let why = if panicked { "the kernel panicked" } else { "init never said that it ended" };
-        return Err(why.to_owned());
+        let own_words = ended.console.lines().find_map(|line| line.strip_prefix(INIT_FAILED));
+        return Err(match own_words {
+            _ if panicked => "the kernel panicked".to_owned(),
+            Some(words) => format!("init failed: {words}"),
+            None => "init never said that it ended".to_owned(),
+        });
     };
     let report: Value = serde_json::from_str(ended.report.trim())
         .map_err(|error| format!("the report of init is damaged: {error}"))?;
     if report["nonce"].as_str() != Some(&ended.nonce) {
         return Err("the report is not of this boot".to_owned());
     }
-    let mut tests = tests(&report["results"])?;
+    let mut tests = report["tests"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(test)
+        .collect::<Result<Vec<_>, _>>()?;
     if tests.len() != count || report["exit"].as_i64() != Some(exit) {
         return Err(format!(
             "the report ({} tests, exit {}) and the console ({count}, {exit}) disagree",
@@ -108,23 +118,26 @@ fn end_line(console: &str, nonce: &str) -> Option<(i64, usize)> {
     })
 }
 
-/// The tests in the document that the live tests write with `--json`:
-/// `{"tests": [{"name": …, "outcome": "passed" | "failed" | "skipped", "reason": …}]}`.
-pub(crate) fn tests(results: &Value) -> Result<Vec<Test>, String> {
-    let list = results["tests"].as_array().ok_or("the results have no list of tests")?;
-    let test = |entry: &Value| {
-        let name = entry["name"].as_str()?.to_owned();
-        let outcome = match entry["outcome"].as_str()? {
-            "passed" => Outcome::Passed,
-            "failed" => Outcome::Failed,
-            "skipped" => Outcome::Skipped,
-            _ => return None,
-        };
-        let reason = entry["reason"].as_str().unwrap_or_default().to_owned();
-        Some(Test { name, outcome, reason })
+/// The results that the live tests write with `--json`: one object a line.
+pub(crate) fn tests(text: &str) -> Result<Vec<Test>, String> {
+    let read = |line| {
+        let value = serde_json::from_str(line);
+        test(&value.map_err(|error| format!("not the result of a test: {error}: {line}"))?)
     };
-    let read = |entry| test(entry).ok_or_else(|| format!("not the result of a test: {entry}"));
-    list.iter().map(read).collect()
+    text.lines().map(read).collect()
+}
+
+/// `{"name": …, "result": "passed" | "failed" | "skipped", "reason": … or null}`
+fn test(value: &Value) -> Result<Test, String> {
+    let outcome = match value["result"].as_str() {
+        Some("passed") => Outcome::Passed,
+        Some("failed") => Outcome::Failed,
+        Some("skipped") => Outcome::Skipped,
+        _ => return Err(format!("not the result of a test: {value}")),
+    };
+    let name = value["name"].as_str().ok_or_else(|| format!("a test without a name: {value}"))?;
+    let reason = value["reason"].as_str().unwrap_or_default().to_owned();
+    Ok(Test { name: name.to_owned(), outcome, reason })
 }
 
 /// A status that the tests do not explain is itself a failure, and so is an empty run.
@@ -163,7 +176,7 @@ mod tests {
         json!({
             "nonce": "abc", "kernel": "6.1.0", "exit": exit, "boot_seconds": 5.5,
             "test_seconds": 1.0, "complaints": complaints,
-            "results": { "tests": [{ "name": "a", "outcome": outcome, "reason": "why" }] },
+            "tests": [{ "name": "a", "result": outcome, "reason": null }],
         })
     }
 
@@ -203,6 +216,8 @@ mod tests {
             assert!(broken(&ended(console, &good)).contains("never said"), "{console}");
         }
         assert!(broken(&ended("Kernel panic - not syncing", &good)).contains("panicked"));
+        let said = broken(&ended("x\nvm-init: failed: no /dev\n", &good));
+        assert_eq!(said, "init failed: no /dev");
     }
 
     #[test]
@@ -224,6 +239,16 @@ mod tests {
         let mut hung = ended("booting", &Value::Null);
         hung.how = How::TimedOut;
         assert_eq!(broken(&hung), "no end after 9 s");
+    }
+
+    #[test]
+    fn results_are_read_line_by_line() {
+        let text = r#"{"name":"a","result":"passed","reason":null,"seconds":0.1}
+{"name":"b","result":"skipped","reason":"needs iter/unix"}"#;
+        let read = tests(text).unwrap();
+        assert_eq!((read.len(), read[1].reason.as_str()), (2, "needs iter/unix"));
+        assert!(tests("{\"name\":\"a\",\"result\":\"odd\"}").is_err());
+        assert!(tests("cut sho").is_err());
     }
 
     #[test]
