@@ -18,6 +18,8 @@ use crate::progress;
 
 const META: &str = "linux-image-cloud-amd64";
 const KEYRING_PACKAGE: &str = "debian-archive-keyring";
+/// What the names of half-made folders begin with.
+const PARTIAL: &str = ".fetch-";
 /// How long a suite's answer is good for.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -202,7 +204,7 @@ fn unpack(folder: &Path, version: &str, suite: &Suite, packages: &[Package]) -> 
     let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
     progress::say(&format!("fetching {} {version} ({})", names.join(", "), suite.name));
     fs::create_dir_all(folder)?;
-    let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder)?;
+    let work = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     suite.download(packages, work.path())?;
     extract(work.path())?;
     let root = work.path().join("root");
@@ -278,13 +280,14 @@ fn replace(file: &Path, content: &str) -> Result<()> {
     fs::rename(&new, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Frees what older versions took. A failure costs disk and nothing else.
+/// Frees what older versions and interrupted runs took. A failure costs disk and nothing else.
 fn forget_others(folder: &Path, version: &str) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let is_version = name.to_string_lossy().starts_with(|c: char| c.is_ascii_digit());
-        if is_version && name.to_string_lossy() != version {
+        let name = name.to_string_lossy();
+        let is_version = name.starts_with(|c: char| c.is_ascii_digit());
+        if (is_version && name != version) || name.starts_with(PARTIAL) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

@@ -19,7 +19,7 @@ mod tools;
 mod verdict;
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -97,6 +97,7 @@ fn run_matrix(args: &Args) -> Result<u8> {
         list(&cache, &kernels)?;
         return Ok(0);
     }
+    let _lock = lock(&cache)?;
     let mirror = sources::mirror(Path::new("/etc/apt"));
     if args.renew_btf {
         return renew_btf(&cache, &mirror, &kernels, args.refresh);
@@ -285,6 +286,17 @@ fn list(cache: &Path, kernels: &[&Kernel]) -> Result<()> {
         let _ = writeln!(text, "{:5} {:9} {cached}", kernel.base, kernel.suite);
     }
     command::print(&text)
+}
+
+/// One run at a time: two would fetch into the same folders and take each other's cores.
+fn lock(cache: &Path) -> Result<File> {
+    let path = cache.join(".lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    if file.try_lock().is_err() {
+        progress::say("another run of VMs is at work, waiting for it");
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 /// What is fetched outlives `cargo clean`.

@@ -59,3 +59,28 @@ fn write(folder: &Path, base: &str, origin: &str, whole: &[u8]) -> Result<()> {
     progress::say(&format!("{base}: {} bytes of BTF from {origin}", bytes.len()));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace;
+
+    /// What a person reads is what a test of the look-ups is given.
+    #[test]
+    fn each_fixture_says_the_same_in_both_forms() {
+        let folder = workspace::root().join(FIXTURES);
+        let mut count = 0;
+        for entry in fs::read_dir(&folder).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|ending| ending == "btf") {
+                let types = Types::read(&fs::read(&file).unwrap()).unwrap();
+                let text = fs::read_to_string(file.with_extension("txt")).unwrap();
+                let (origin, layouts) = text.split_once("\n\n").unwrap();
+                assert!(origin.starts_with("origin: "), "{}", file.display());
+                assert_eq!(layouts, text::layouts(&types), "{}", file.display());
+                count += 1;
+            }
+        }
+        assert!(count >= 5, "only {count} fixtures in {}", folder.display());
+    }
+}
