@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, check, interrupt, scan, setup, test};
+use crate::{build, check, interrupt, scan, setup, test, vm};
 
 /// Set-up, build, test and checks of lockwatch.
 ///
@@ -32,6 +32,7 @@ Examples:
   cargo xtask scan -- --json -t /srv      the same as JSON, below /srv only
   cargo xtask test                        every test, the live ones on this kernel
   cargo xtask test deleted                those with `deleted` in their name
+  cargo xtask vm 5.10 sid                 the live tests on these kernels, under qemu
   cargo xtask check                       formatting, lints, docs, the rules of the house
   cargo xtask build                       target/release/lockwatch, one file
 
@@ -56,6 +57,8 @@ enum Verb {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Run the live tests on real Debian kernels under qemu
+    Vm(vm::Args),
     /// Check formatting, lints, docs and the rules of the architecture
     Check,
 }
@@ -79,6 +82,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Build => build::run().map(|_| ExitCode::SUCCESS),
         Verb::Scan { args } => scan::run(&args),
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Check => check::run(),
     }
 }

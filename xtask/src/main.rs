@@ -15,6 +15,7 @@ mod progress;
 mod scan;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
