@@ -30,7 +30,7 @@ pub fn run(file: &OsString, source: Choice) -> anyhow::Result<u8> {
     let name = Escaped(Path::new(file).file_name().unwrap_or(OsStr::new(file)).as_bytes());
     let (line, code) = answer(&seen.view, &name, &locks);
     writeln!(io::stdout(), "{line}")?;
-    for limit in seen.view.snapshot.limits.iter().filter(|limit| limit.hides) {
+    for limit in seen.view.gaps() {
         crate::failure::tell(format_args!("not complete: {limit}"));
     }
     Ok(code)
@@ -44,7 +44,7 @@ fn answer(view: &View, name: &impl fmt::Display, locks: &[&LockView]) -> (String
     }
     let Some(first) = locks.first() else {
         // That nothing was seen is no answer where something may have been hidden.
-        return if view.is_complete() {
+        return if view.has_every_lock() {
             (format!("{name}: free"), EXIT_CLEAR)
         } else {
             (format!("{name}: free, as far as could be seen"), EXIT_CLEAR)

@@ -34,7 +34,7 @@ pub fn run(file: &OsString, source: Choice, as_json: bool) -> anyhow::Result<u8>
         json::write(&mut out, &report)?;
     } else {
         if asked.is_empty() {
-            let sight = if seen.view.is_complete() { "" } else { ", as far as could be seen" };
+            let sight = if seen.view.has_every_lock() { "" } else { ", as far as could be seen" };
             writeln!(out, "{}: no lock{sight}", Escaped(file.as_bytes()))?;
         }
         for (index, &place) in asked.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::engine::id::IdKey;
-use crate::engine::snapshot::Limit;
+use crate::engine::snapshot::{Hides, Limit};
 
 const PATH: &str = "/run/lockwatch.key";
 
@@ -19,7 +19,7 @@ pub fn machine_key() -> (IdKey, Option<Limit>) {
         Ok(key) => (key, None),
         Err(error) => {
             let what = format!("lock ids hold for this run alone: {PATH}: {error}");
-            (fresh().unwrap_or(IdKey([0; 16])), Some(Limit { what, hides: false }))
+            (fresh().unwrap_or(IdKey([0; 16])), Some(Limit { what, hides: Hides::Nothing }))
         }
     }
 }

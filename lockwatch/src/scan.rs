@@ -104,7 +104,7 @@ fn once(scan: &Scan, clear: bool) -> anyhow::Result<u8> {
     }
     out.flush()?;
     if matches!(scan.output, Output::Table(..)) {
-        for limit in report.view.snapshot.limits.iter().filter(|limit| limit.hides) {
+        for limit in report.view.gaps() {
             crate::failure::tell(format_args!("not complete: {limit}"));
         }
     }

@@ -387,3 +387,6 @@ fn distinct<'a>(survivors: &'a [Survivor<'a>]) -> impl Iterator<Item = &'a Survi
         .filter(|(index, survivor)| *index == 0 || survivors[index - 1].pid != survivor.pid)
         .map(|(_, survivor)| survivor)
 }
+
+#[cfg(test)]
+mod tests;

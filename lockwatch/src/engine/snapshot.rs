@@ -204,9 +204,19 @@ pub struct Births {
 pub struct Limit {
     /// What was not read, and why, in one clause.
     pub what: String,
-    /// True where a lock or a holder may be missing because of it, so that the report is not
-    /// complete; false for a mere feature that this kernel lacks.
-    pub hides: bool,
+    /// What may be missing because of it.
+    pub hides: Hides,
+}
+
+/// What a limit may hide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hides {
+    /// Nothing that this source could show on another kernel or for another user.
+    Nothing,
+    /// Holders, never a lock.
+    Holders,
+    /// Locks, and with them everything.
+    Locks,
 }
 
 impl fmt::Display for Limit {

@@ -9,7 +9,7 @@ use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
 use super::id::{self, IdKey, LockId};
 use super::identity::{Pid, RecordedPid};
-use super::snapshot::{File, Lock, Process, Reference, Snapshot, Via};
+use super::snapshot::{File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -77,7 +77,7 @@ impl View {
         let ids = id::assign(&snapshot, key);
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
-        let hidden = snapshot.limits.iter().any(|limit| limit.hides);
+        let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
         let mut locks = Vec::with_capacity(ids.len());
         let mut survivors = Vec::new();
         for (index, (lock, id)) in snapshot.locks.iter().zip(ids).enumerate() {
@@ -155,7 +155,17 @@ impl View {
 
     /// True where nothing that could hide a lock or a holder was left unread.
     pub fn is_complete(&self) -> bool {
-        !self.snapshot.limits.iter().any(|limit| limit.hides)
+        self.gaps().next().is_none()
+    }
+
+    /// What was left unread and may hide something.
+    pub fn gaps(&self) -> impl Iterator<Item = &Limit> {
+        self.snapshot.limits.iter().filter(|limit| limit.hides != Hides::Nothing)
+    }
+
+    /// True where every lock is here, though perhaps not every holder.
+    pub fn has_every_lock(&self) -> bool {
+        self.gaps().all(|limit| limit.hides != Hides::Locks)
     }
 
     /// Orphaned locks.

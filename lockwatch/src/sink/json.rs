@@ -27,11 +27,6 @@ pub fn write(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// The locks alone, as [`write`] has them.
-pub fn locks<'a>(report: &'a Report<'a>) -> impl Serialize + 'a {
-    Locks(report)
-}
-
 fn document<'a>(report: &'a Report<'a>) -> Document<'a> {
     let view = report.view;
     let findings = report

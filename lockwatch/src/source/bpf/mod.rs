@@ -25,7 +25,7 @@ use record::{Record, RecordError, Records};
 use window::MappedWindow;
 
 use crate::engine::identity::Dev;
-use crate::engine::snapshot::{Limit, Snapshot};
+use crate::engine::snapshot::{Hides, Limit, Snapshot};
 
 /// Why no snapshot can be taken with BPF.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,7 @@ pub fn read() -> Result<Reading, BpfError> {
                 "the lock lists of {} files changed too fast to be read whole",
                 state.cut
             ),
-            hides: true,
+            hides: Hides::Locks,
         });
     }
     enrich::enrich(&mut snapshot, &unlinked).map_err(BpfError::Proc)?;

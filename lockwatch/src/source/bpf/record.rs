@@ -53,7 +53,7 @@ impl<'a> Records<'a> {
         let rest = &self.bytes[at..];
         let header: Header = wire::read(rest).ok_or(broken("cut off in its header"))?;
         let len = header.len as usize;
-        if len < size_of::<Header>() || len % 8 != 0 {
+        if len < size_of::<Header>() || !len.is_multiple_of(8) {
             return Err(broken("impossible length"));
         }
         let body = rest.get(..len).ok_or(broken("longer than the window"))?;

@@ -2,7 +2,7 @@
 //!
 //! Refuses to grow without bound: of many faults of one sort a few are told, the rest counted.
 
-use crate::engine::snapshot::Limit;
+use crate::engine::snapshot::{Hides, Limit};
 
 use super::fault::BadLine;
 
@@ -18,14 +18,19 @@ pub(in crate::source) struct Limits {
 }
 
 impl Limits {
-    /// Something that may hide a lock or a holder.
-    pub(in crate::source) fn hides(&mut self, what: impl Into<String>) {
-        self.list.push(Limit { what: what.into(), hides: true });
+    /// Something that may hide a holder, but no lock.
+    pub(in crate::source) fn hides_holders(&mut self, what: impl Into<String>) {
+        self.list.push(Limit { what: what.into(), hides: Hides::Holders });
+    }
+
+    /// Something that may hide a lock.
+    pub(in crate::source) fn hides_locks(&mut self, what: impl Into<String>) {
+        self.list.push(Limit { what: what.into(), hides: Hides::Locks });
     }
 
     /// Something that hides no lock and no holder that this source could ever show.
     pub(in crate::source) fn lacks(&mut self, what: impl Into<String>) {
-        self.list.push(Limit { what: what.into(), hides: false });
+        self.list.push(Limit { what: what.into(), hides: Hides::Nothing });
     }
 
     /// A line that could not be used.
@@ -39,10 +44,10 @@ impl Limits {
 
     pub(in crate::source) fn into_list(mut self) -> Vec<Limit> {
         for fault in std::mem::take(&mut self.faults) {
-            self.hides(format!("{fault}; the line was left out"));
+            self.hides_locks(format!("{fault}; the line was left out"));
         }
         if self.untold > 0 {
-            self.hides(format!("{} more lines could not be understood", self.untold));
+            self.hides_locks(format!("{} more lines could not be understood", self.untold));
         }
         self.list
     }
@@ -62,7 +67,7 @@ mod tests {
         }
         let list = limits.into_list();
         assert_eq!(list.len(), TOLD + 1);
-        assert!(list.iter().all(|limit| limit.hides));
+        assert!(list.iter().all(|limit| limit.hides == Hides::Locks));
         assert!(list[TOLD].what.starts_with("92 more"));
     }
 }

@@ -107,13 +107,14 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
 
     tell_sight(&pids, &scans, reader, &mut limits);
     if grouped.undecided {
-        limits.hides(
+        limits.hides_holders(
             "which of several equal locks a descriptor holds could not be told: \
              kcmp(2) is not allowed or not built in",
         );
     }
     if made.lost_waiters > 0 {
-        limits.hides(format!("the file of {} waiters could not be told", made.lost_waiters));
+        limits
+            .hides_holders(format!("the file of {} waiters could not be told", made.lost_waiters));
     }
     if made.unreferenced > 0 {
         limits.lacks(format!(
@@ -181,13 +182,15 @@ fn tell_sight(
          registered with io_uring, behind a mapping or in use by the kernel are not found",
     );
     if reader.is_nested() {
-        limits.hides(
+        limits.hides_locks(
             "in this pid namespace /proc/locks leaves out locks whose acquirer is dead or in \
              another pid namespace; processes of other pid namespaces are not seen",
         );
     }
     if pids.binary_search(&1).is_err() {
-        limits.hides("processes of other users are not listed: /proc is mounted with hidepid");
+        limits.hides_holders(
+            "processes of other users are not listed: /proc is mounted with hidepid",
+        );
     }
     let mut denied = 0;
     let mut failed = BTreeMap::new();
@@ -204,21 +207,22 @@ fn tell_sight(
         scan.faults.iter().cloned().for_each(|fault| limits.fault(fault));
     }
     if denied > 0 {
-        limits.hides(format!(
+        limits.hides_holders(format!(
             "descriptors of {denied} processes of other users could not be read: \
              Permission denied; run as root"
         ));
     }
     for (error, count) in failed {
         let error = io::Error::from_raw_os_error(error);
-        limits.hides(format!("descriptors of {count} processes could not be read: {error}"));
+        limits
+            .hides_holders(format!("descriptors of {count} processes could not be read: {error}"));
     }
     for (why, count) in unsearched {
         let why = match why {
             Unsearched::NotAllowed => "kcmp(2) is not allowed or not built in",
             Unsearched::TooMany => "too many threads",
         };
-        limits.hides(format!(
+        limits.hides_holders(format!(
             "threads of {count} processes were not searched for fd tables of their own: {why}"
         ));
     }

@@ -109,7 +109,7 @@ impl Processes {
             }
         }
         if self.denied > 0 {
-            limits.hides(format!(
+            limits.hides_holders(format!(
                 "{} processes could not be looked at: Permission denied; run as root",
                 self.denied
             ));
