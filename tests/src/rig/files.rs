@@ -22,7 +22,7 @@ pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd
         OpenMode::Both => OFlags::RDWR | OFlags::CREATE,
     };
     flags.set(OFlags::CLOEXEC, cloexec);
-    rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))
+    rustix::fs::openat(rustix::fs::CWD, path, flags, Mode::from_raw_mode(0o644))
         .with_context(|| format!("opening {:?}", OsStr::from_bytes(path)))
 }
 
