@@ -99,7 +99,9 @@ fn root() -> Result<()> {
 
 /// What a thread unshares ends with the thread.
 fn in_a_thread(probe: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    std::thread::scope(|scope| scope.spawn(probe).join().map_err(|_| anyhow!("the probe panicked"))?)
+    std::thread::scope(|scope| {
+        scope.spawn(probe).join().map_err(|_| anyhow!("the probe panicked"))?
+    })
 }
 
 fn unshare(flags: UnshareFlags) -> Result<()> {

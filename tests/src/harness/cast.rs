@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -27,13 +28,17 @@ pub(super) struct Actor {
 
 /// All of them, also those that are dead by now.
 pub(super) struct Cast {
+    /// What actors have as standard input, and nobody ever writes to: a program that only waits
+    /// for its end (`cat`) ends with the test, whatever becomes of the test.
+    lifeline: (PipeReader, PipeWriter),
     stage: Stage,
     actors: BTreeMap<String, Actor>,
 }
 
 impl Cast {
     pub(super) fn new() -> Result<Self> {
-        Ok(Self { stage: Stage::open()?, actors: BTreeMap::new() })
+        let lifeline = io::pipe().context("the lifeline")?;
+        Ok(Self { lifeline, stage: Stage::open()?, actors: BTreeMap::new() })
     }
 
     pub(super) fn actor(&self, name: &str) -> Result<&Actor> {
@@ -41,7 +46,8 @@ impl Cast {
     }
 
     fn line(&mut self, name: &str) -> Result<&mut Line> {
-        let actor = self.actors.get_mut(name).with_context(|| format!("nobody is called {name}"))?;
+        let actor =
+            self.actors.get_mut(name).with_context(|| format!("nobody is called {name}"))?;
         actor.line.as_mut().with_context(|| format!("{name} takes no orders"))
     }
 
@@ -84,7 +90,7 @@ impl Cast {
             .arg0("rig")
             .args(["--stage", self.stage.address(), "--name", name])
             .current_dir(folder)
-            .stdin(Stdio::null())
+            .stdin(self.lifeline.0.try_clone().context("the lifeline")?)
             .stdout(log()?)
             .stderr(log()?);
         // Its end is awaited by pid, like everybody's.
@@ -170,8 +176,11 @@ impl Cast {
         let actor = self.actor(name)?;
         patience::until(&format!("the end of {name}"), || {
             descent::reap(actor.pid);
-            let now = descent::stat(actor.pid);
-            Ok(now.is_none_or(|now| Some(now.start) != actor.start).then_some(()))
+            let gone = match descent::stat(actor.pid) {
+                Some(now) => Some(now.start) != actor.start,
+                None => descent::is_free(actor.pid)?,
+            };
+            Ok(gone.then_some(()))
         })
     }
 

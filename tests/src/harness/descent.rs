@@ -4,6 +4,8 @@
 //! nothing is ever looked for by name, and nobody else's processes are touched.
 
 use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -56,13 +58,23 @@ pub(super) fn descendants(root: i32) -> Result<Vec<i32>> {
     Ok(found)
 }
 
+/// Kills everything below `root`; true where nothing was left but exit statuses.
+pub(super) fn kill_below(root: i32) -> Result<bool> {
+    let mut all_dead = true;
+    for pid in descendants(root)? {
+        if stat(pid).is_some_and(|stat| stat.state != 'Z') {
+            all_dead = false;
+            kill(pid)?;
+        }
+    }
+    Ok(all_dead)
+}
+
 /// Kills everything below this process and waits until it is gone.
 pub(super) fn end_all() -> Result<()> {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     patience::until("the end of all descendants", || {
-        for pid in descendants(own)? {
-            kill(pid)?;
-        }
+        kill_below(own)?;
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
         Ok(descendants(own)?.is_empty().then_some(()))
     })
@@ -77,6 +89,23 @@ pub(super) fn kill(pid: i32) -> Result<()> {
     }
 }
 
+/// True where the kernel can give the number to a new process. Since Linux 6.13 that is a moment
+/// after the process is gone from /proc, and until then its locks still show its pid to readers
+/// in other pid namespaces.
+pub(super) fn is_free(pid: i32) -> Result<bool> {
+    let (pipe, _) = io::pipe().context("a pipe")?;
+    // Unlike kill(2), F_SETOWN asks for the number alone, and not for a process behind it.
+    // SAFETY: takes numbers only; the pipe that gets an owner is closed again.
+    let answer = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETOWN, pid) };
+    if answer != -1 {
+        return Ok(false);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
+        error => Err(error).context("F_SETOWN"),
+    }
+}
+
 /// Takes the exit status of a child that died, if it is one.
 pub(super) fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
@@ -87,7 +116,7 @@ pub(super) fn reap(pid: i32) {
 
 /// Makes this process adopt what its descendants leave, and die with the one that started it.
 pub(super) fn adopt_and_die_with_parent() -> Result<()> {
-    use rustix::process as process;
+    use rustix::process;
     let parent = process::getppid();
     process::set_child_subreaper(Some(process::getpid())).context("PR_SET_CHILD_SUBREAPER")?;
     process::set_parent_process_death_signal(Some(Signal::KILL)).context("PR_SET_PDEATHSIG")?;

@@ -107,9 +107,15 @@ impl Invocation {
         let stderr = child.stderr.take().context("no stderr")?;
         let stdout = stdout.map(collect);
         let pid = Pid::from_child(&child);
-        let handle =
-            rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
-        Ok(Running { line, child, handle, stdout, stderr: collect(stderr), started: Instant::now() })
+        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
+        Ok(Running {
+            line,
+            child,
+            handle,
+            stdout,
+            stderr: collect(stderr),
+            started: Instant::now(),
+        })
     }
 
     fn line(&self) -> String {

@@ -65,8 +65,7 @@ impl<'a> At<'a> {
     /// RFC 3339.
     fn moment(&self) -> Result<String> {
         let text = self.text()?;
-        let mask: String =
-            text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        let mask: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         let zone = mask.ends_with('Z') || mask.ends_with("+00:00") || mask.ends_with("-00:00");
         if mask.starts_with("0000-00-00T00:00:00") && zone {
             Ok(text)
@@ -234,8 +233,12 @@ impl Report {
     fn agrees_with_itself(&self) -> Result<()> {
         let ids: BTreeSet<_> = self.locks.iter().map(|lock| lock.id.as_str()).collect();
         ensure!(ids.len() == self.locks.len(), "two locks have one id");
-        let orphans: BTreeSet<_> =
-            self.locks.iter().filter(|lock| lock.state == "orphaned").map(|lock| &lock.id).collect();
+        let orphans: BTreeSet<_> = self
+            .locks
+            .iter()
+            .filter(|lock| lock.state == "orphaned")
+            .map(|lock| &lock.id)
+            .collect();
         let found: BTreeSet<_> = self
             .findings
             .iter()

@@ -252,9 +252,8 @@ impl Playing {
             .stderr(both)
             .spawn()
             .context("starting a test")?;
-        let handle =
-            rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-                .context("pidfd_open")?;
+        let handle = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+            .context("pidfd_open")?;
         let limit = stretched(case.test.limit);
         Ok(Self { index, child, handle, folder, started: Instant::now(), limit, overdue: false })
     }
@@ -265,11 +264,9 @@ impl Playing {
         let pid = i32::try_from(self.child.id()).context("a pid")?;
         let last_call = Instant::now();
         while self.child.try_wait().context("a test")?.is_none() {
-            for pid in descent::descendants(pid)? {
-                descent::kill(pid)?;
-            }
+            let bereft = descent::kill_below(pid)?;
             let late = last_call.elapsed() > GRACE || INTERRUPTED.load(Ordering::Relaxed);
-            if late && descent::descendants(pid)?.is_empty() {
+            if late && bereft {
                 self.child.kill().context("killing a test")?;
             }
             let mut handle = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
@@ -303,7 +300,10 @@ fn nothing_left(root: tempfile::TempDir) -> Result<Played> {
     let mut left = Vec::new();
     let own = rustix::process::getpid().as_raw_nonzero().get();
     for pid in descent::descendants(own)? {
-        if let Some(stat) = descent::stat(pid) {
+        // Of a test that had to be killed, exit statuses are left, which is nothing.
+        if let Some(stat) = descent::stat(pid)
+            && stat.state != 'Z'
+        {
             left.push(format!("process {pid} ({})", stat.comm));
         }
     }
@@ -314,8 +314,7 @@ fn nothing_left(root: tempfile::TempDir) -> Result<Played> {
         mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")),
     );
     root.close().context("removing the tests' folder")?;
-    let verdict =
-        if left.is_empty() { Verdict::Passed } else { Verdict::Failed(left.join("; ")) };
+    let verdict = if left.is_empty() { Verdict::Passed } else { Verdict::Failed(left.join("; ")) };
     let seconds = started.elapsed().as_secs_f64();
     Ok(Played { verdict, seconds, transcript: String::new() })
 }

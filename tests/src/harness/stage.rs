@@ -80,7 +80,8 @@ impl Arrival {
         let hello = line.hear()?.context("an actor came and went without a word")?;
         let words: Vec<_> = hello.split(' ').collect();
         let number = |word: &str, key: &str| -> Result<i32> {
-            let digits = word.strip_prefix(key).with_context(|| format!("no {key} in {hello:?}"))?;
+            let digits =
+                word.strip_prefix(key).with_context(|| format!("no {key} in {hello:?}"))?;
             digits.parse().with_context(|| hello.clone())
         };
         match words.as_slice() {
@@ -134,10 +135,8 @@ impl Line {
         if !self.wire.buffer().is_empty() {
             return Ok(true);
         }
-        let mut wait = [rustix::event::PollFd::new(
-            self.wire.get_ref(),
-            rustix::event::PollFlags::IN,
-        )];
+        let mut wait =
+            [rustix::event::PollFd::new(self.wire.get_ref(), rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ready = rustix::event::poll(&mut wait, Some(&now)).context("an actor's line")?;
         Ok(ready > 0)

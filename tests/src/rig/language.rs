@@ -23,7 +23,8 @@
 //! thread NAME [own-files]               a thread that obeys on its own; `own-files` gives it an
 //!                                       fd table of its own
 //! exec                                  this process becomes a fresh rig, with what leaks
-//! spawn NAME PROGRAM [ARG...]           a child that is another program
+//! spawn NAME PROGRAM [ARG...]           a child that is another program; standard input ends with
+//!                                       the test and not before: `cat` just waits
 //! run OUTPUT PROGRAM [ARG...]           the same, waited for; OUTPUT.out and OUTPUT.err get its
 //!                                       output
 //!

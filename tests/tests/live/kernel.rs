@@ -3,14 +3,23 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use lockwatch_tests::harness::FileId;
+use lockwatch_tests::harness::{FileId, patience};
 
 /// The lines of `/proc/locks` about one file, without their number, blanks made single:
 /// `FLOCK ADVISORY WRITE 123 0 EOF`, a waiter's with `-> ` before it.
 pub(crate) fn proc_locks_on(file: &FileId) -> Result<Vec<String>> {
-    let text = fs::read_to_string("/proc/locks").context("/proc/locks")?;
-    let identity = format!("{}:{}", file.dev, file.ino);
-    Ok(text.lines().filter_map(|line| without_identity(line, &identity)).collect())
+    // The file is read a page at a time, by position: while others take and give up locks, a
+    // reader can miss what was there all the time. So look until two looks agree.
+    let mut before = None;
+    patience::until("a steady /proc/locks", || {
+        let text = fs::read_to_string("/proc/locks").context("/proc/locks")?;
+        let identity = format!("{}:{}", file.dev, file.ino);
+        let now: Vec<_> =
+            text.lines().filter_map(|line| without_identity(line, &identity)).collect();
+        let steady = before.as_ref() == Some(&now);
+        before = Some(now);
+        Ok(steady.then(|| before.take()).flatten())
+    })
 }
 
 /// The same of the `lock:` lines of `/proc/PID/fdinfo`, of all descriptors.

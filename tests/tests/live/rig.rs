@@ -57,10 +57,8 @@ fn every_kind_of_lock_is_taken(scene: &mut Scene) -> Result<()> {
     same!("flock", shown("flock")?, [format!("FLOCK ADVISORY WRITE {pid} 0 EOF")]);
     let mut posix = shown("posix")?;
     posix.sort();
-    let expected = [
-        format!("POSIX ADVISORY READ {pid} 200 EOF"),
-        format!("POSIX ADVISORY WRITE {pid} 0 99"),
-    ];
+    let expected =
+        [format!("POSIX ADVISORY READ {pid} 200 EOF"), format!("POSIX ADVISORY WRITE {pid} 0 99")];
     same!("posix", posix, expected);
     same!("ofd", shown("ofd")?, ["OFDLCK ADVISORY READ -1 10 19"]);
     same!("lease", shown("lease")?, [format!("LEASE ACTIVE WRITE {pid} 0 EOF")]);
@@ -177,12 +175,12 @@ fn another_program_inherits_what_leaks(scene: &mut Scene) -> Result<()> {
         "start owner
          owner: open a lock
          owner: flock a ex
-         owner: spawn sleeper sleep 60
+         owner: spawn cat cat
          owner: abort",
     )?;
-    let sleeper = scene.pid("sleeper")?;
-    same!("locks", kernel::fdinfo_locks_on(sleeper, &scene.file("lock")?)?.len(), 1);
-    scene.play("kill sleeper")?;
+    let cat = scene.pid("cat")?;
+    same!("locks", kernel::fdinfo_locks_on(cat, &scene.file("lock")?)?.len(), 1);
+    scene.play("kill cat")?;
     same!("locks", kernel::proc_locks_on(&scene.file("lock")?)?.len(), 0);
     Ok(())
 }
