@@ -1,0 +1,174 @@
+//! What the machine, the user and the kernel allow, by name.
+//!
+//! A test that needs what is missing is skipped, loudly; it never passes for lack of it.
+//!
+//! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
+//! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
+//! `pidns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
+//! pid can have been given out twice since boot), `terminal`, and `program:NAME`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::thread::UnshareFlags;
+use serde_json::Value;
+
+use super::place;
+
+/// The inode number of the initial pid namespace (`PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// What is there, and why the rest is not.
+pub struct Capabilities {
+    own: BTreeMap<&'static str, Result<()>>,
+    doctor: Result<BTreeMap<String, Result<()>>>,
+}
+
+impl Capabilities {
+    /// Tries everything; `scratch` is a folder for the trials.
+    pub fn probe(scratch: &Path) -> Self {
+        let own = [
+            ("root", root()),
+            ("nobody", root()),
+            ("mounts", in_private_mounts(|| tmpfs(scratch))),
+            ("overlay", in_private_mounts(|| overlay(scratch))),
+            ("pidns", in_a_thread(|| unshare(UnshareFlags::NEWPID))),
+            ("choose-pid", choose_pid()),
+            ("pid-order", pid_order()),
+            ("terminal", terminal()),
+        ];
+        Self { own: own.into(), doctor: doctor() }
+    }
+
+    /// Why a need is not met, or `None` where it is.
+    pub fn lacks(&self, need: &str) -> Option<String> {
+        if let Some(program) = need.strip_prefix("program:") {
+            let found = place::system_program(program).is_some();
+            return (!found).then(|| format!("{program} is not installed"));
+        }
+        if let Some(own) = self.own.get(need) {
+            return own.as_ref().err().map(|why| format!("{why:#}"));
+        }
+        match &self.doctor {
+            Err(why) => Some(format!("lockwatch doctor: {why:#}")),
+            Ok(probes) => match probes.get(need) {
+                None => Some("lockwatch doctor has no probe of that name".to_owned()),
+                Some(probe) => probe.as_ref().err().map(|why| format!("{why:#}")),
+            },
+        }
+    }
+
+    /// Why the doctor could not be asked, if so: then everything that it knows counts as missing.
+    pub fn doctor_failure(&self) -> Option<String> {
+        self.doctor.as_ref().err().map(|why| format!("{why:#}"))
+    }
+}
+
+/// Asks `lockwatch doctor --json`.
+fn doctor() -> Result<BTreeMap<String, Result<()>>> {
+    let binary = place::lockwatch()?;
+    let output = Command::new(&binary)
+        .args(["doctor", "--json"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| binary.display().to_string())?;
+    let report: Value = serde_json::from_slice(&output.stdout).with_context(|| {
+        format!("{}; {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+    })?;
+    let probes = report["probes"].as_array().context("no probes")?;
+    let mut found = BTreeMap::new();
+    for probe in probes {
+        let name = probe["name"].as_str().context("a probe without a name")?;
+        let result = match probe["ok"].as_bool().context("a probe without `ok`")? {
+            true => Ok(()),
+            false => Err(anyhow!("{}", probe["detail"].as_str().unwrap_or("no detail"))),
+        };
+        found.insert(name.to_owned(), result);
+    }
+    Ok(found)
+}
+
+fn root() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "not root");
+    Ok(())
+}
+
+/// What a thread unshares ends with the thread.
+fn in_a_thread(probe: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    std::thread::scope(|scope| {
+        scope.spawn(probe).join().map_err(|_| anyhow!("the probe panicked"))?
+    })
+}
+
+fn unshare(flags: UnshareFlags) -> Result<()> {
+    // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.context("unshare")
+}
+
+fn in_private_mounts(probe: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    in_a_thread(|| {
+        private_mounts()?;
+        probe()
+    })
+}
+
+/// Gives the calling thread, and what it starts from now on, mounts of its own.
+pub(super) fn private_mounts() -> Result<()> {
+    unshare(UnshareFlags::NEWNS)?;
+    let change = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", change).context("making the mounts private")
+}
+
+/// Mounts a fresh tmpfs, readable by everyone.
+pub(super) fn tmpfs(folder: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount(c"tmpfs", folder, c"tmpfs", flags, Some(c"mode=0755"))
+        .with_context(|| format!("mounting a tmpfs on {}", folder.display()))
+}
+
+/// Mounts an overlay inside a fresh tmpfs: `lower`, `upper`, `work` and `merged` of `folder`.
+pub(super) fn overlay(folder: &Path) -> Result<()> {
+    tmpfs(folder)?;
+    for part in ["lower", "upper", "work", "merged"] {
+        fs::create_dir(folder.join(part)).with_context(|| part.to_owned())?;
+    }
+    let root = folder.display();
+    let data = format!("lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work");
+    let data = std::ffi::CString::new(data)?;
+    let merged = folder.join("merged");
+    rustix::mount::mount(c"overlay", &merged, c"overlay", MountFlags::NODEV, Some(&*data))
+        .context("mounting an overlay")
+}
+
+/// The kernel records a locker's pid in the initial pid namespace, so that is where it must be
+/// possible to hand out a pid again.
+fn choose_pid() -> Result<()> {
+    root()?;
+    let own = fs::read_link("/proc/self/ns/pid").context("/proc/self/ns/pid")?;
+    ensure!(own.as_os_str() == INITIAL_PID_NAMESPACE, "not in the initial pid namespace");
+    Ok(())
+}
+
+fn pid_order() -> Result<()> {
+    let number = |path: &str, text: &str| -> Result<u64> {
+        text.trim().parse().with_context(|| path.to_owned())
+    };
+    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").context("pid_max")?;
+    let limit = number("pid_max", &limit)?;
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let forks = stat.lines().find_map(|line| line.strip_prefix("processes "));
+    let forks = number("/proc/stat", forks.context("/proc/stat: no processes")?)?;
+    if forks >= limit {
+        bail!("{forks} processes since boot, and only {limit} pids");
+    }
+    Ok(())
+}
+
+fn terminal() -> Result<()> {
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    rustix::pty::openpt(flags).map(drop).context("opening a pseudo-terminal")
+}
