@@ -382,13 +382,14 @@ unsafe fn task_record(window: *mut Window, task: *const u8, tgid: i32, tid: i32)
     unsafe {
         let leader: *const u8 = member(task, offset!(task_leader));
         let parent: *const u8 = member(task, offset!(task_parent));
-        let pid: u64 = member(leader, offset!(task_thread_pid));
+        // A plain number, because the verifier allows no sums with a typed pointer.
+        let pid = read_u64(leader as u64 + offset!(task_thread_pid) as u64);
         let level = read_u32(pid + offset!(pid_level) as u64);
         let own = upid(pid, level);
         let reader = upid(pid, reader_level());
         let own_flags: u32 = member(task, offset!(task_flags));
         let leader_flags: u32 = member(leader, offset!(task_flags));
-        let mut comm = [0u8; 16];
+        let mut comm = [0u64; 2];
         read_into((&raw mut comm).cast(), 16, task as u64 + offset!(task_comm) as u64);
         append(
             window,
@@ -405,7 +406,7 @@ unsafe fn task_record(window: *mut Window, task: *const u8, tgid: i32, tid: i32)
                     read_u64(own + offset!(upid_ns) as u64) + offset!(pid_ns_inum) as u64,
                 ),
                 ns_level: level,
-                comm,
+                comm: core::mem::transmute::<[u64; 2], [u8; 16]>(comm),
             },
         )
     }

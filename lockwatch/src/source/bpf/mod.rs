@@ -18,7 +18,7 @@ use std::io::{self, Read as _};
 use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use lockwatch_common::offsets;
 use lockwatch_common::snapshot::{State, WALKED_MAP, WINDOW_MAP};
 use record::{Record, RecordError, Records};
@@ -111,7 +111,17 @@ struct TaskFileIterator {
 }
 
 fn failed<E: std::fmt::Debug + std::fmt::Display>(what: &'static str) -> impl Fn(E) -> BpfError {
-    move |error| BpfError::Load { what, why: error.to_string() }
+    move |error| {
+        // The verifier's log is pages long, and ends with what it did not like.
+        let whole = error.to_string();
+        log::debug!("{what}: {whole}");
+        let mut lines = whole.lines().map(str::trim).filter(|line| !line.is_empty());
+        let first = lines.next().unwrap_or_default().to_owned();
+        let statistics = ["processed ", "verification time ", "stack depth "];
+        let last = lines.rfind(|line| !statistics.iter().any(|start| line.starts_with(start)));
+        let why = last.map_or(first.clone(), |last| format!("{first} {last}"));
+        BpfError::Load { what, why }
+    }
 }
 
 impl TaskFileIterator {
@@ -126,7 +136,6 @@ impl TaskFileIterator {
             .btf(None)
             .override_global(offsets::GLOBAL, &words, true)
             .map_max_entries(WALKED_MAP, walked_entries())
-            .verifier_log_level(VerifierLogLevel::DISABLE)
             .load(OBJECT)
             .map_err(failed("object"))?;
         let window = match object.map(WINDOW_MAP) {

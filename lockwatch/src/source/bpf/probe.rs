@@ -4,7 +4,7 @@
 //! nothing.
 
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Lsm, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::{OBJECT, btf, layout};
 
@@ -56,8 +56,7 @@ pub fn ask() -> Answers {
         Ok(_) => Ok("has every structure that is needed".into()),
         Err(error) => Err(error.to_string()),
     };
-    let load =
-        || EbpfLoader::new().btf(None).verifier_log_level(VerifierLogLevel::DISABLE).load(OBJECT);
+    let load = || EbpfLoader::new().btf(None).load(OBJECT);
     let kernel = Btf::from_sys_fs();
     let (mut object, kernel) = match (load(), kernel) {
         (Ok(object), Ok(kernel)) => (object, kernel),
