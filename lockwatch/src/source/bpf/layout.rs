@@ -103,3 +103,115 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
     }
     Ok(offsets)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels of the matrix: BTF, and what another reader of BTF says of it.
+    const KERNELS: [(&str, &[u8], &str); 5] =
+        [fixture!("5.10"), fixture!("6.1"), fixture!("6.12"), fixture!("6.18"), fixture!("7.2")];
+
+    macro_rules! fixture {
+        ($version:literal) => {
+            (
+                $version,
+                include_bytes!(concat!("../../../../tests/fixtures/btf/", $version, ".btf")),
+                include_str!(concat!("../../../../tests/fixtures/btf/", $version, ".txt")),
+            )
+        };
+    }
+    use fixture;
+
+    /// The offset of a member in the text, looked up by indentation: members of anonymous ones
+    /// stand deeper.
+    fn told(text: &str, structure: &str, path: &str) -> Option<u32> {
+        let mut lines = text
+            .lines()
+            .skip_while(|line| !line.starts_with(&format!("struct {structure}: ")))
+            .skip(1)
+            .take_while(|line| line.starts_with(' '));
+        let mut deepest = 0;
+        let mut offset = None;
+        for name in path.split('.') {
+            let line = lines.find(|line| line.split_whitespace().nth(1) == Some(name))?;
+            let depth = line.len() - line.trim_start().len();
+            assert!(offset.is_none() || depth > deepest, "{structure}.{path} is not nested");
+            deepest = depth;
+            offset = line.split_whitespace().next()?.parse::<u32>().ok();
+        }
+        Some(offset? / 8)
+    }
+
+    #[test]
+    fn every_kernel_of_the_matrix_has_all_that_is_looked_up() {
+        for (version, bytes, text) in KERNELS {
+            let btf = Btf::parse(bytes).unwrap_or_else(|error| panic!("{version}: {error}"));
+            let found = offsets(&btf, true).unwrap_or_else(|error| panic!("{version}: {error}"));
+            let core = |new, old| {
+                told(text, "file_lock_core", new).or_else(|| told(text, "file_lock", old))
+            };
+            let of = |structure, path| told(text, structure, path);
+            for (name, found, told) in [
+                ("f_inode", found.file_inode, of("file", "f_inode")),
+                ("f_path", found.file_path, of("file", "f_path")),
+                ("f_mode", found.file_mode, of("file", "f_mode")),
+                ("f_cred", found.file_cred, of("file", "f_cred")),
+                ("path.dentry", found.path_dentry, of("path", "dentry")),
+                ("d_parent", found.dentry_parent, of("dentry", "d_parent")),
+                ("i_flctx", found.inode_flctx, of("inode", "i_flctx")),
+                ("i_ino", found.inode_ino, of("inode", "i_ino")),
+                ("i_size", found.inode_size, of("inode", "i_size")),
+                ("i_nlink", found.inode_nlink, of("inode", "i_nlink")),
+                ("i_sb", found.inode_sb, of("inode", "i_sb")),
+                ("s_dev", found.sb_dev, of("super_block", "s_dev")),
+                ("flc_flock", found.ctx_flock, of("file_lock_context", "flc_flock")),
+                ("flc_posix", found.ctx_posix, of("file_lock_context", "flc_posix")),
+                ("flc_lease", found.ctx_lease, of("file_lock_context", "flc_lease")),
+                ("blocker", found.lock_blocker, core("flc_blocker", "fl_blocker")),
+                ("list", found.lock_list, core("flc_list", "fl_list")),
+                ("owner", found.lock_owner, core("flc_owner", "fl_owner")),
+                ("flags", found.lock_flags, core("flc_flags", "fl_flags")),
+                ("type", found.lock_type, core("flc_type", "fl_type")),
+                ("pid", found.lock_pid, core("flc_pid", "fl_pid")),
+                ("file", found.lock_file, core("flc_file", "fl_file")),
+                (
+                    "blocked_requests",
+                    found.lock_blocked_requests,
+                    core("flc_blocked_requests", "fl_blocked_requests"),
+                ),
+                (
+                    "blocked_member",
+                    found.lock_blocked_member,
+                    core("flc_blocked_member", "fl_blocked_member"),
+                ),
+                ("fl_start", found.lock_start, of("file_lock", "fl_start")),
+                ("fl_end", found.lock_end, of("file_lock", "fl_end")),
+                ("files", found.task_files, of("task_struct", "files")),
+                ("tgid", found.task_tgid, of("task_struct", "tgid")),
+                ("comm", found.task_comm, of("task_struct", "comm")),
+                ("cred", found.task_cred, of("task_struct", "cred")),
+                ("start", found.task_start, of("task_struct", "start_boottime")),
+                ("leader", found.task_leader, of("task_struct", "group_leader")),
+                ("thread_pid", found.task_thread_pid, of("task_struct", "thread_pid")),
+                ("level", found.pid_level, of("pid", "level")),
+                ("numbers", found.pid_numbers, of("pid", "numbers")),
+                ("upid.nr", found.upid_nr, of("upid", "nr")),
+                ("upid.ns", found.upid_ns, of("upid", "ns")),
+            ] {
+                assert_eq!(Some(found), told, "{version}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_that_a_kernel_lacks_is_named() {
+        let (_, bytes, _) = KERNELS[0];
+        let mut bytes = bytes.to_vec();
+        let name = b"\0i_flctx\0";
+        let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+        bytes[at + 1] = b'x';
+        let error = offsets(&Btf::parse(&bytes).unwrap(), true).unwrap_err();
+        assert_eq!(error, LayoutError::Absent("inode.i_flctx".into()));
+    }
+}
