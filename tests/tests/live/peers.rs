@@ -202,7 +202,7 @@ fn defect_8_nothing_is_seen_in_a_pid_namespace(scene: &mut Scene) -> Result<()> 
         "start outside
          outside: fork init pidns mounts
          init: mount proc /proc
-         init: open a lock
+         init: open a lock rw cloexec
          init: fork owner
          owner: flock a ex
          owner: exit 0

@@ -140,7 +140,7 @@ fn without_privilege_it_falls_back_and_says_so_once(scene: &mut Scene) -> Result
     let complaints = run.complaints()?;
     same!("complaints", complaints.len(), 1);
     let line = complaints.first().context("no complaint")?;
-    ensure!(line.starts_with("lockwatch: ") && line.contains("procfs"), "{line:?}");
+    ensure!(line.starts_with("lockwatch: ") && line.contains("/proc"), "{line:?}");
     Ok(())
 }
 
