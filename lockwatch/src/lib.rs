@@ -2,6 +2,19 @@
 //! their owner.
 //!
 //! The way of the data is one way round: a source reads the world into an
-//! [`engine::snapshot::Snapshot`], the engine concludes, a sink writes it down.
+//! [`engine::snapshot::Snapshot`], the engine concludes, a sink writes it down; a verb wires them
+//! together.
 
+pub mod check;
+pub mod cli;
+pub mod doctor;
 pub mod engine;
+pub mod explain;
+pub mod failure;
+pub mod id_key;
+pub mod look;
+pub mod machine;
+pub mod scan;
+pub mod sink;
+pub mod source;
+pub mod target;

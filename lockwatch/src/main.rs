@@ -1,3 +1,20 @@
 //! The binary: argv in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use lockwatch::cli::{self, Command};
+use lockwatch::failure::{self, EXIT_CLEAR};
+use lockwatch::{check, doctor, explain, scan};
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    failure::exit(match cli::parse() {
+        Command::Scan(scan) => scan::run(&scan),
+        Command::Check(file, source) => check::run(&file, source),
+        Command::Explain(file, source, json) => explain::run(&file, source, json),
+        Command::Doctor(json) => doctor::run(json),
+        Command::Completions(shell) => cli::completions(shell).map(|()| EXIT_CLEAR),
+        Command::Man(verb) => cli::man(verb.as_deref()).map(|()| EXIT_CLEAR),
+        Command::ManPages(folder) => cli::man_pages(&folder).map(|()| EXIT_CLEAR),
+    })
+}

@@ -1,3 +1,25 @@
-//! Set-up, build, test and benchmarks of lockwatch.
+//! Set-up, build, test and checks of lockwatch: `cargo xtask`.
+//!
+//! Starts the command line and turns its answer into an exit code. Each verb has a file of its
+//! own; this one decides nothing.
 
-fn main() {}
+mod bpf;
+mod build;
+mod cache;
+mod check;
+mod cli;
+mod command;
+mod interrupt;
+mod privilege;
+mod progress;
+mod scan;
+mod setup;
+mod test;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -4,5 +4,12 @@
 //! a logger, a socket or anything asynchronous, and no unordered map is iterated into its output.
 //! The same inputs give the same outputs, byte for byte.
 
+pub mod births;
+pub mod classify;
+pub mod evidence;
+pub mod holders;
+pub mod id;
 pub mod identity;
 pub mod snapshot;
+pub mod view;
+pub mod waits;

@@ -26,6 +26,11 @@ pub struct Snapshot {
     pub births: Births,
     /// What could not be read.
     pub limits: Vec<Limit>,
+    /// True where [`Owner`] tokens stay the same from one snapshot to the next.
+    pub stable_owners: bool,
+    /// True where the reader sees the processes of its own pid namespace only, and that is not the
+    /// initial one: an acquirer that is not here may live outside.
+    pub nested: bool,
 }
 
 /// Index into [`Snapshot::files`].
@@ -141,6 +146,9 @@ pub struct Reference {
     pub description: Option<Owner>,
     /// The fd table that the descriptor is in.
     pub table: Option<Owner>,
+    /// True where the process opened the description itself and has not exec'd since: it had it
+    /// before anybody could lock it.
+    pub opener: Option<bool>,
 }
 
 /// A process, as it was when the snapshot was taken.
@@ -177,23 +185,18 @@ pub struct Process {
 }
 
 /// What is known about the order in which pids were given out.
+///
+/// The kernel gives them out in rising order and begins anew at `pid_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Births {
     /// Tasks created since boot (`processes` in `/proc/stat`).
     pub forks: Option<u64>,
     /// `kernel.pid_max`.
     pub pid_max: Option<u64>,
-}
-
-impl Births {
-    /// True where no pid can have been given out twice since boot, so that a smaller pid (of the
-    /// initial namespace) is an older process.
-    pub fn pids_are_in_order(self) -> bool {
-        match (self.forks, self.pid_max) {
-            (Some(forks), Some(max)) => forks < max,
-            _ => false,
-        }
-    }
+    /// The pid that was given out last (`/proc/loadavg`).
+    pub last_pid: Option<Pid>,
+    /// When this was read, nanoseconds of `CLOCK_BOOTTIME`.
+    pub now: Option<StartTime>,
 }
 
 /// What could not be read, and what that hides.
@@ -201,9 +204,19 @@ impl Births {
 pub struct Limit {
     /// What was not read, and why, in one clause.
     pub what: String,
-    /// True where a lock or a holder may be missing because of it, so that the report is not
-    /// complete; false for a mere feature that this kernel lacks.
-    pub hides: bool,
+    /// What may be missing because of it.
+    pub hides: Hides,
+}
+
+/// What a limit may hide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hides {
+    /// Nothing that this source could show on another kernel or for another user.
+    Nothing,
+    /// Holders, never a lock.
+    Holders,
+    /// Locks, and with them everything.
+    Locks,
 }
 
 impl fmt::Display for Limit {

@@ -1,0 +1,38 @@
+//! Programs that do nothing: `doctor` loads each to learn what this kernel allows.
+
+use core::ffi::c_void;
+
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, lsm};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext};
+
+#[btf_tracepoint(function = "flock_lock_inode")]
+fn probe_tp_btf(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[fentry(function = "locks_remove_posix")]
+fn probe_fentry(_: FEntryContext) -> i32 {
+    0
+}
+
+#[fexit(function = "locks_remove_posix")]
+fn probe_fexit(_: FExitContext) -> i32 {
+    0
+}
+
+#[lsm(hook = "file_lock")]
+fn probe_lsm(_: LsmContext) -> i32 {
+    0
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_vma")]
+extern "C" fn probe_task_vma(_: *const c_void) -> i32 {
+    0
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/unix")]
+extern "C" fn probe_unix(_: *const c_void) -> i32 {
+    0
+}

@@ -1,0 +1,427 @@
+//! `iter/task_file`: every descriptor of every task, and the locks on the file behind it.
+//!
+//! Each inode's lists are walked once, at the first descriptor that leads to them, so that the work
+//! is linear in descriptors plus locks. The lists are walked without their lock: an entry counts
+//! only where it points back to the inode that it was reached from, a list that changed underfoot
+//! is begun anew, and a walk that cannot be finished is counted as cut.
+
+use aya_ebpf::bindings::path;
+use aya_ebpf::helpers::generated::{bpf_d_path, bpf_get_current_task};
+use lockwatch_common::snapshot::{
+    InodeRecord, KIND_INODE, KIND_LOCK, KIND_REFERENCE, KIND_TARGET, KIND_TASK, KIND_WAITER,
+    LOCK_SPAN, LockRecord, PATH_MAX, PF_FORKNOEXEC, RESTARTS_PER_INODE, ReferenceRecord,
+    STEPS_PER_INODE, STEPS_PER_RUN, State, TargetRecord, TaskRecord, Window,
+};
+
+use crate::kernel::{member, offset, read_into, read_u32, read_u64};
+use crate::window::{WALKED, advance, append, header, room, state, window};
+
+/// `struct bpf_iter__task_file`: the same from 5.8 on.
+#[repr(C)]
+pub(crate) struct Context {
+    meta: *const u8,
+    task: *const u8,
+    fd: u32,
+    file: *const u8,
+}
+
+/// The iterator's answer: go on to the next descriptor.
+const NEXT: i32 = 0;
+/// The iterator's answer: end the read with `EAGAIN` and come again for this descriptor.
+const AGAIN: i32 = 1;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn task_file(context: *const Context) -> i32 {
+    // SAFETY: the kernel calls with its context, whose members the verifier knows.
+    let (task, fd, file) = unsafe { ((*context).task, (*context).fd, (*context).file) };
+    if task.is_null() || file.is_null() {
+        return NEXT;
+    }
+    let Some(window) = window() else { return NEXT };
+    // SAFETY: `task` and `file` are trusted pointers of the context, `window` is the map's value.
+    unsafe { visit(window, task, fd, file) }
+}
+
+#[inline(always)]
+unsafe fn visit(window: *mut Window, task: *const u8, fd: u32, file: *const u8) -> i32 {
+    // SAFETY: see `task_file`; each offset belongs to the pointer that it is used with.
+    unsafe {
+        let place = state(window);
+        let inode: *const u8 = member(file, offset!(file_inode));
+        let tgid: i32 = member(task, offset!(task_tgid));
+        if tgid == current_tgid() && !target(window, inode, fd) {
+            return AGAIN;
+        }
+        let locks: *const u8 = member(inode, offset!(inode_flctx));
+        if locks.is_null() || !any(locks) {
+            return NEXT;
+        }
+
+        if place.inode != inode as u64 {
+            if place.inode != 0 {
+                // The descriptor that led to that inode was closed between two reads.
+                abandon(place);
+            }
+            if WALKED.get_ptr(inode as u64).is_none() {
+                if !file_record(window, file, inode) {
+                    return AGAIN;
+                }
+                begin(place, inode, locks);
+            }
+        }
+        if place.inode == inode as u64 {
+            for _ in 0..STEPS_PER_RUN {
+                match step(window, inode as u64, locks) {
+                    Step::Done => {
+                        let _ = WALKED.insert(inode as u64, 0u8, 0);
+                        place.inode = 0;
+                        break;
+                    }
+                    Step::Full => return AGAIN,
+                    Step::More => {}
+                }
+            }
+            if place.inode != 0 {
+                return AGAIN;
+            }
+        }
+
+        let tid: i32 = member(task, offset!(task_pid));
+        let start: u64 = member(task, offset!(task_start));
+        if place.tid != tid || place.tid_start != start {
+            if !task_record(window, task, tgid, tid) {
+                return AGAIN;
+            }
+            place.tid = tid;
+            place.tid_start = start;
+        }
+        let reference = ReferenceRecord {
+            header: header::<ReferenceRecord>(KIND_REFERENCE),
+            file: file as u64,
+            inode: inode as u64,
+            files: member(task, offset!(task_files)),
+            tgid,
+            tid,
+            fd,
+            mode: member(file, offset!(file_mode)),
+            opener: (member::<u64>(file, offset!(file_cred))
+                == member::<u64>(task, offset!(task_cred))) as u32,
+            reserved: 0,
+        };
+        if !append(window, reference) {
+            return AGAIN;
+        }
+        place.visited += 1;
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn current_tgid() -> i32 {
+    // SAFETY: no arguments, always allowed.
+    (unsafe { aya_ebpf::helpers::generated::bpf_get_current_pid_tgid() } >> 32) as i32
+}
+
+/// True where one of the three lists has an entry.
+#[inline(always)]
+unsafe fn any(locks: *const u8) -> bool {
+    // SAFETY: the caller gives a `file_lock_context`; `next` is the first member of a list head.
+    unsafe {
+        let flock: u64 = member(locks, offset!(ctx_flock));
+        let posix: u64 = member(locks, offset!(ctx_posix));
+        let lease: u64 = member(locks, offset!(ctx_lease));
+        let base = locks as u64;
+        flock != base + offset!(ctx_flock) as u64
+            || posix != base + offset!(ctx_posix) as u64
+            || lease != base + offset!(ctx_lease) as u64
+    }
+}
+
+#[inline(always)]
+fn list_offset(list: u32) -> u64 {
+    let offset = match list {
+        0 => offset!(ctx_flock),
+        1 => offset!(ctx_posix),
+        _ => offset!(ctx_lease),
+    };
+    offset as u64
+}
+
+#[inline(always)]
+fn begin(place: &mut State, inode: *const u8, locks: *const u8) {
+    place.inode = inode as u64;
+    place.steps = 0;
+    place.restarts = 0;
+    to_list(place, locks as u64, 0);
+}
+
+#[inline(always)]
+fn to_list(place: &mut State, locks: u64, list: u32) {
+    place.list = list;
+    place.head = locks + list_offset(list);
+    // 0 is "take the first entry of the list".
+    place.cursor = 0;
+    place.depth = 0;
+    place.ascending = 0;
+}
+
+#[inline(always)]
+fn abandon(place: &mut State) {
+    place.cut += 1;
+    place.inode = 0;
+}
+
+enum Step {
+    More,
+    Done,
+    Full,
+}
+
+/// One step of the walk over an inode's lists and the trees of requests that wait there.
+///
+/// The trees are walked without a stack: each request knows what it waits behind, so the way up is
+/// found in the entry itself.
+#[inline(always)]
+unsafe fn step(window: *mut Window, inode: u64, locks: *const u8) -> Step {
+    // SAFETY: the caller's promise: the map's value and a `file_lock_context`.
+    unsafe {
+        let place = state(window);
+        place.steps += 1;
+        if place.steps > STEPS_PER_INODE {
+            place.cut += 1;
+            return Step::Done;
+        }
+        if place.cursor == 0 {
+            let first = read_u64(place.head);
+            if first == place.head || first == 0 {
+                return next_list(place, locks as u64);
+            }
+            place.cursor = first - offset!(lock_list) as u64;
+        }
+
+        let entry = place.cursor;
+        let scratch = (&raw mut place.scratch).cast::<u8>();
+        if !read_into(scratch, LOCK_SPAN as u32, entry) {
+            return stale(place, locks as u64);
+        }
+        let file: u64 = field(scratch, offset!(lock_file));
+        let blocker: u64 = field(scratch, offset!(lock_blocker));
+        // A lease breaker is the only request without a file; a granted lock has no blocker.
+        let back = if file == 0 { inode } else { read_u64(file + offset!(file_inode) as u64) };
+        if back != inode || (place.depth == 0) != (blocker == 0) || (file == 0 && place.depth == 0)
+        {
+            return stale(place, locks as u64);
+        }
+
+        if place.ascending == 0 {
+            if !lock_record(window, scratch, entry, inode, file, blocker) {
+                return Step::Full;
+            }
+            let first: u64 = field(scratch, offset!(lock_blocked_requests));
+            if first != entry + offset!(lock_blocked_requests) as u64 && first != 0 {
+                place.cursor = first - offset!(lock_blocked_member) as u64;
+                place.depth += 1;
+                return Step::More;
+            }
+        }
+
+        if place.depth == 0 {
+            let next: u64 = field(scratch, offset!(lock_list));
+            if next == place.head {
+                return next_list(place, locks as u64);
+            }
+            if next == entry + offset!(lock_list) as u64 || next == 0 {
+                // Taken off the list while it was being read.
+                return stale(place, locks as u64);
+            }
+            place.cursor = next - offset!(lock_list) as u64;
+            place.ascending = 0;
+            return Step::More;
+        }
+        let sibling: u64 = field(scratch, offset!(lock_blocked_member));
+        if sibling == blocker + offset!(lock_blocked_requests) as u64 {
+            place.cursor = blocker;
+            place.depth -= 1;
+            place.ascending = 1;
+        } else if sibling == entry + offset!(lock_blocked_member) as u64 || sibling == 0 {
+            return stale(place, locks as u64);
+        } else {
+            place.cursor = sibling - offset!(lock_blocked_member) as u64;
+            place.ascending = 0;
+        }
+        Step::More
+    }
+}
+
+#[inline(always)]
+fn next_list(place: &mut State, locks: u64) -> Step {
+    if place.list >= 2 {
+        return Step::Done;
+    }
+    let list = place.list + 1;
+    to_list(place, locks, list);
+    Step::More
+}
+
+/// The list changed underfoot: begin anew. Entries that are written twice are one to user space.
+#[inline(always)]
+fn stale(place: &mut State, locks: u64) -> Step {
+    place.restarts += 1;
+    if place.restarts > RESTARTS_PER_INODE {
+        place.cut += 1;
+        return Step::Done;
+    }
+    place.restarted += 1;
+    to_list(place, locks, 0);
+    Step::More
+}
+
+/// A member of the copied entry.
+#[inline(always)]
+unsafe fn field<T: Copy>(scratch: *const u8, offset: u32) -> T {
+    // SAFETY: user space checked that every offset of an entry lies within `LOCK_SPAN`, and the
+    // verifier does so again.
+    unsafe { core::ptr::read_volatile(scratch.add(offset as usize).cast::<T>()) }
+}
+
+#[inline(always)]
+unsafe fn lock_record(
+    window: *mut Window,
+    scratch: *const u8,
+    entry: u64,
+    inode: u64,
+    file: u64,
+    blocker: u64,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let place = state(window);
+        let kind = if place.depth == 0 { KIND_LOCK } else { KIND_WAITER };
+        // A `file_lease` of 6.9 and later ends before a range would begin.
+        let (start, end) = if place.list == 2 {
+            (0, i64::MAX)
+        } else {
+            (field(scratch, offset!(lock_start)), field(scratch, offset!(lock_end)))
+        };
+        append(
+            window,
+            LockRecord {
+                header: header::<LockRecord>(kind),
+                entry,
+                inode,
+                owner: field(scratch, offset!(lock_owner)),
+                file,
+                blocker,
+                start,
+                end,
+                flags: field(scratch, offset!(lock_flags)),
+                access: field::<u8>(scratch, offset!(lock_type)) as u32,
+                pid: field(scratch, offset!(lock_pid)),
+                list: place.list,
+            },
+        )
+    }
+}
+
+#[inline(always)]
+unsafe fn target(window: *mut Window, inode: *const u8, fd: u32) -> bool {
+    // SAFETY: the caller gives an inode of the context's file.
+    unsafe {
+        let sb: *const u8 = member(inode, offset!(inode_sb));
+        append(
+            window,
+            TargetRecord {
+                header: header::<TargetRecord>(KIND_TARGET),
+                ino: member(inode, offset!(inode_ino)),
+                dev: member(sb, offset!(sb_dev)),
+                fd,
+            },
+        )
+    }
+}
+
+#[inline(always)]
+unsafe fn file_record(window: *mut Window, file: *const u8, inode: *const u8) -> bool {
+    const HEAD: usize = size_of::<InodeRecord>();
+    // SAFETY: the caller gives a file and its inode, both of the context.
+    unsafe {
+        let Some(to) = room::<{ HEAD + PATH_MAX }>(window) else { return false };
+        let mut path_len = 0u64;
+        if offset!(has_d_path) == 1 {
+            let path = file.add(offset!(file_path) as usize).cast_mut().cast::<path>();
+            let len = bpf_d_path(path, to.add(HEAD).cast(), PATH_MAX as u32);
+            if len > 1 && len <= PATH_MAX as i64 {
+                // Without the closing NUL.
+                path_len = len as u64 - 1;
+            }
+        }
+        let sb: *const u8 = member(inode, offset!(inode_sb));
+        let dentry: *const u8 = member(file, offset!(file_path) + offset!(path_dentry));
+        let hashed: u64 = member(dentry, offset!(dentry_hash_pprev));
+        let parent: u64 = member(dentry, offset!(dentry_parent));
+        let len = HEAD as u64 + ((path_len + 7) & !7);
+        to.cast::<InodeRecord>().write(InodeRecord {
+            header: lockwatch_common::snapshot::Header { kind: KIND_INODE, len: len as u32 },
+            inode: inode as u64,
+            ino: member(inode, offset!(inode_ino)),
+            size: member(inode, offset!(inode_size)),
+            dev: member(sb, offset!(sb_dev)),
+            nlink: member(inode, offset!(inode_nlink)),
+            unlinked: (hashed == 0 && parent != dentry as u64) as u32,
+            path_len: path_len as u32,
+        });
+        advance(window, len);
+    }
+    true
+}
+
+#[inline(always)]
+unsafe fn task_record(window: *mut Window, task: *const u8, tgid: i32, tid: i32) -> bool {
+    // SAFETY: the caller gives a task of the context.
+    unsafe {
+        let leader: *const u8 = member(task, offset!(task_leader));
+        let parent: *const u8 = member(task, offset!(task_parent));
+        let pid: u64 = member(leader, offset!(task_thread_pid));
+        let level = read_u32(pid + offset!(pid_level) as u64);
+        let own = upid(pid, level);
+        let reader = upid(pid, reader_level());
+        let own_flags: u32 = member(task, offset!(task_flags));
+        let leader_flags: u32 = member(leader, offset!(task_flags));
+        let mut comm = [0u8; 16];
+        read_into((&raw mut comm).cast(), 16, task as u64 + offset!(task_comm) as u64);
+        append(
+            window,
+            TaskRecord {
+                header: header::<TaskRecord>(KIND_TASK),
+                start: member(leader, offset!(task_start)),
+                tgid,
+                tid,
+                parent: member(parent, offset!(task_tgid)),
+                flags: (own_flags & !PF_FORKNOEXEC) | (leader_flags & PF_FORKNOEXEC),
+                ns_pid: read_u32(own + offset!(upid_nr) as u64) as i32,
+                reader_pid: read_u32(reader + offset!(upid_nr) as u64) as i32,
+                pid_ns: read_u32(
+                    read_u64(own + offset!(upid_ns) as u64) + offset!(pid_ns_inum) as u64,
+                ),
+                ns_level: level,
+                comm,
+            },
+        )
+    }
+}
+
+/// Address of the number that a pid has at a level of nested namespaces.
+#[inline(always)]
+fn upid(pid: u64, level: u32) -> u64 {
+    pid + offset!(pid_numbers) as u64 + level as u64 * offset!(upid_size) as u64
+}
+
+/// Depth of the pid namespace of whoever reads the iterator.
+#[inline(always)]
+fn reader_level() -> u32 {
+    // SAFETY: no arguments, always allowed.
+    let current = unsafe { bpf_get_current_task() };
+    let pid = read_u64(current + offset!(task_thread_pid) as u64);
+    read_u32(pid + offset!(pid_level) as u64)
+}

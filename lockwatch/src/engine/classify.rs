@@ -1,0 +1,392 @@
+//! The verdict on one lock: one pure function from facts to state, reason, confidence, evidence.
+//!
+//! Refuses to call a lock orphaned because its acquirer is gone. What decides is how each survivor
+//! came by the description; where that cannot be told the verdict is `unknown`.
+
+use super::births::{self, Order};
+use super::evidence::Evidence;
+use super::identity::{LockKind, Pid, RecordedPid, StartTime};
+use super::snapshot::{Births, Lock, Process, Via};
+
+/// What a lock is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// The acquirer lives and still refers to it.
+    Held,
+    /// The acquirer is gone; a survivor had the description when the lock was taken.
+    Shared,
+    /// The acquirer is gone; a survivor is its fork child and has not exec'd since.
+    HandedOver,
+    /// The acquirer is gone, and nothing that is left was meant to hold the lock.
+    Orphaned,
+    /// Taken by another machine or a file system server.
+    Remote,
+    /// Not enough could be read.
+    Unknown,
+}
+
+impl State {
+    /// Every state, in the order in which reports list them.
+    pub const ALL: [Self; 6] =
+        [Self::Held, Self::Shared, Self::HandedOver, Self::Orphaned, Self::Remote, Self::Unknown];
+
+    /// The name in JSON, columns and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Shared => "shared",
+            Self::HandedOver => "handed_over",
+            Self::Orphaned => "orphaned",
+            Self::Remote => "remote",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why a lock is orphaned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// A process born after the lock was taken got the descriptor.
+    Inherited,
+    /// The description sits in a unix socket's queue.
+    ScmRights,
+    /// A file registered with io_uring.
+    IoUring,
+    /// Only a mapping is left.
+    Mmap,
+    /// Loop device, swap, another reference inside the kernel.
+    Kernel,
+    /// POSIX: another task shares the fd table.
+    SharedFiles,
+    /// The owner is stuck in exit.
+    Exiting,
+    /// The lock exists and no reference was found.
+    Unaccounted,
+}
+
+impl Reason {
+    /// The name in JSON, columns and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inherited => "inherited",
+            Self::ScmRights => "scm_rights",
+            Self::IoUring => "io_uring",
+            Self::Mmap => "mmap",
+            Self::Kernel => "kernel",
+            Self::SharedFiles => "shared_files",
+            Self::Exiting => "exiting",
+            Self::Unaccounted => "unaccounted",
+        }
+    }
+}
+
+/// How sure a verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Confidence {
+    /// Proven by the kernel's identities or by history.
+    Certain,
+    /// Inferred.
+    Likely,
+}
+
+impl Confidence {
+    /// The name in JSON and columns.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certain => "certain",
+            Self::Likely => "likely",
+        }
+    }
+}
+
+/// The verdict on one lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it is in.
+    pub state: State,
+    /// Why it is orphaned; `None` in every other state.
+    pub reason: Option<Reason>,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// What it rests on.
+    pub evidence: Vec<Evidence>,
+    /// Whether the acquirer lives; `None` where that cannot be told.
+    pub acquirer_alive: Option<bool>,
+    /// The recorded pid belongs to another process now.
+    pub recycled: bool,
+    /// The acquirer lives but no longer refers to the description.
+    pub detached: bool,
+}
+
+/// A process that refers to the lock's description or fd table.
+#[derive(Clone, Copy, Debug)]
+pub struct Survivor<'a> {
+    /// Its pid.
+    pub pid: Pid,
+    /// How it refers.
+    pub via: Via,
+    /// The descriptor, where there is one.
+    pub fd: Option<u32>,
+    /// True where it opened the description itself.
+    pub opener: Option<bool>,
+    /// The process; `None` where it could not be read.
+    pub process: Option<&'a Process>,
+}
+
+/// All that a verdict may rest on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The lock.
+    pub lock: &'a Lock,
+    /// The process that has the recorded pid now, where there is one.
+    pub acquirer: Option<&'a Process>,
+    /// Everything that was found to hold it.
+    pub survivors: &'a [Survivor<'a>],
+    /// How births can be ordered.
+    pub births: &'a Births,
+    /// The reader sees its own pid namespace only.
+    pub nested: bool,
+    /// Something that could not be read may hide a holder.
+    pub hidden: bool,
+    /// Places that were not searched for references.
+    pub not_searched: &'static [Via],
+}
+
+/// The verdict that follows from `facts`.
+pub fn classify(facts: &Facts<'_>) -> Verdict {
+    let mut verdict = match facts.lock.acquirer {
+        RecordedPid::Remote(recorded) => {
+            Verdict::new(State::Remote, Confidence::Certain, vec![Evidence::Remote { recorded }])
+        }
+        RecordedPid::Withheld => unknown(vec![Evidence::AcquirerWithheld]),
+        RecordedPid::Zero => unknown(vec![Evidence::AcquirerOutside]),
+        RecordedPid::Local(pid) => local(facts, pid),
+    };
+    if let Some(to) = facts.lock.breaking_to {
+        verdict.evidence.push(Evidence::LeaseBreaking { to });
+    }
+    verdict
+}
+
+impl Verdict {
+    fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
+        Self {
+            state,
+            reason: None,
+            confidence,
+            evidence,
+            acquirer_alive: None,
+            recycled: false,
+            detached: false,
+        }
+    }
+
+    fn orphaned(reason: Reason, evidence: Vec<Evidence>) -> Self {
+        let mut verdict = Self::new(State::Orphaned, Confidence::Likely, evidence);
+        verdict.reason = Some(reason);
+        verdict
+    }
+}
+
+fn unknown(evidence: Vec<Evidence>) -> Verdict {
+    Verdict::new(State::Unknown, Confidence::Certain, evidence)
+}
+
+fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
+    let own = || facts.survivors.iter().filter(|survivor| survivor.pid == pid);
+    let zombie = facts.acquirer.is_some_and(|process| process.zombie);
+    if let Some(first) = own().min_by_key(|survivor| survivor.fd)
+        && !zombie
+    {
+        let descriptors = own().count() as u32;
+        let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
+        let mut verdict = Verdict::new(State::Held, Confidence::Certain, evidence);
+        verdict.acquirer_alive = Some(true);
+        return verdict;
+    }
+    if facts.lock.owner.is_none() {
+        let mut verdict = unknown(vec![Evidence::OwnerUnknown]);
+        verdict.acquirer_alive = if facts.nested && facts.acquirer.is_none() {
+            None
+        } else {
+            Some(facts.acquirer.is_some_and(|process| !process.zombie))
+        };
+        if facts.hidden {
+            verdict.evidence.push(Evidence::Hidden);
+        }
+        return verdict;
+    }
+    match facts.acquirer {
+        Some(process) if process.zombie => {
+            let evidence = vec![Evidence::AcquirerZombie { pid }];
+            bereft(facts, (pid, process.start), evidence, Life::Dead)
+        }
+        Some(process) if process.exiting => {
+            let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
+            verdict.acquirer_alive = Some(true);
+            verdict
+        }
+        Some(process) if is_bystander(facts, process) => {
+            let evidence = vec![Evidence::PidRecycled { pid }];
+            let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
+            verdict.recycled = true;
+            verdict.confidence = Confidence::Likely;
+            verdict
+        }
+        Some(process) => {
+            let evidence = vec![Evidence::AcquirerDetached { pid }];
+            let mut verdict = bereft(facts, (pid, process.start), evidence, Life::Alive);
+            verdict.detached = true;
+            verdict
+        }
+        None if facts.nested => {
+            bereft(facts, (pid, None), vec![Evidence::AcquirerOutside], Life::Unknown)
+        }
+        None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
+    }
+}
+
+/// True where the process that has the recorded pid cannot well be the acquirer: it refers to
+/// nothing, is younger than every holder, and no child of one that could have lent it the
+/// descriptor for the time of the locking.
+fn is_bystander(facts: &Facts<'_>, process: &Process) -> bool {
+    let Some(start) = process.start else { return false };
+    !facts.survivors.is_empty()
+        && facts.survivors.iter().all(|survivor| {
+            let younger = survivor
+                .process
+                .and_then(|holder| holder.start)
+                .is_some_and(|holder| holder.ticks() < start.ticks());
+            younger && process.parent != Some(survivor.pid)
+        })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Alive,
+    Dead,
+    Unknown,
+}
+
+/// The verdict on a lock that its acquirer no longer refers to, from how the survivors came by it.
+fn bereft(
+    facts: &Facts<'_>,
+    acquirer: (Pid, Option<StartTime>),
+    mut evidence: Vec<Evidence>,
+    life: Life,
+) -> Verdict {
+    let mut verdict = if facts.survivors.is_empty() {
+        evidence.push(Evidence::NoReference);
+        if !facts.not_searched.is_empty() {
+            evidence.push(Evidence::NotSearched { places: facts.not_searched });
+        }
+        if facts.hidden {
+            evidence.push(Evidence::Hidden);
+        }
+        if life == Life::Dead && !facts.hidden {
+            Verdict::orphaned(Reason::Unaccounted, evidence)
+        } else {
+            unknown(evidence)
+        }
+    } else {
+        by_survivors(facts, acquirer, evidence, life)
+    };
+    verdict.acquirer_alive = match life {
+        Life::Alive => Some(true),
+        Life::Dead => Some(false),
+        Life::Unknown => None,
+    };
+    verdict
+}
+
+fn by_survivors(
+    facts: &Facts<'_>,
+    acquirer: (Pid, Option<StartTime>),
+    mut evidence: Vec<Evidence>,
+    life: Life,
+) -> Verdict {
+    let with = |mut evidence: Vec<Evidence>, more: Evidence| {
+        evidence.push(more);
+        evidence
+    };
+    if let Some(opener) = facts.survivors.iter().find(|survivor| survivor.opener == Some(true)) {
+        let evidence = with(evidence, Evidence::HolderOpened { pid: opener.pid });
+        return Verdict::new(State::Shared, Confidence::Certain, evidence);
+    }
+    let mut forked = None;
+    let mut unplaced = None;
+    let mut younger = Vec::new();
+    for survivor in distinct(facts.survivors) {
+        let start = survivor.process.and_then(|process| process.start);
+        match births::order(facts.births, acquirer, (survivor.pid, start)) {
+            Order::HolderFirst(basis) => {
+                let fact = Evidence::HolderOlder { pid: survivor.pid, basis };
+                return Verdict::new(State::Shared, Confidence::Likely, with(evidence, fact));
+            }
+            order => {
+                let session = survivor.process.and_then(|process| process.session);
+                let no_exec = survivor.process.and_then(|process| process.forked_no_exec);
+                match (order, no_exec) {
+                    (_, Some(true)) => forked = forked.or(Some(survivor.pid)),
+                    (Order::AcquirerFirst(basis), Some(false)) => {
+                        younger.push((survivor.pid, Some(basis)));
+                    }
+                    // A session is only joined by birth: its leader is older.
+                    (_, Some(false))
+                        if session == Some(acquirer.0) && session != Some(survivor.pid) =>
+                    {
+                        younger.push((survivor.pid, None));
+                    }
+                    _ => unplaced = unplaced.or(Some(survivor.pid)),
+                }
+            }
+        }
+    }
+    if facts.lock.kind == LockKind::Posix {
+        for survivor in distinct(facts.survivors).take(SHOWN) {
+            evidence.push(Evidence::SharesTable { pid: survivor.pid });
+        }
+        return if life == Life::Dead && unplaced.is_none() {
+            Verdict::orphaned(Reason::SharedFiles, evidence)
+        } else {
+            unknown(evidence)
+        };
+    }
+    if let Some(pid) = forked {
+        evidence.push(Evidence::HolderForked { pid });
+        evidence.push(Evidence::ExitUnknown);
+        return Verdict::new(State::HandedOver, Confidence::Likely, evidence);
+    }
+    for &(pid, basis) in younger.iter().take(SHOWN) {
+        if let Some(basis) = basis {
+            evidence.push(Evidence::HolderYounger { pid, basis });
+        }
+        evidence.push(Evidence::HolderExeced { pid });
+    }
+    if let Some(pid) = unplaced {
+        return unknown(with(evidence, Evidence::HolderAgeUnknown { pid }));
+    }
+    if life != Life::Dead {
+        return unknown(evidence);
+    }
+    if facts.hidden {
+        // A holder that was not seen may be the one that has it by right.
+        return unknown(with(evidence, Evidence::Hidden));
+    }
+    Verdict::orphaned(Reason::Inherited, evidence)
+}
+
+/// Survivors of which the evidence speaks; the others are in the list of holders.
+const SHOWN: usize = 4;
+
+/// One survivor a process.
+fn distinct<'a>(survivors: &'a [Survivor<'a>]) -> impl Iterator<Item = &'a Survivor<'a>> {
+    survivors
+        .iter()
+        .enumerate()
+        .filter(|(index, survivor)| *index == 0 || survivors[index - 1].pid != survivor.pid)
+        .map(|(_, survivor)| survivor)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+//! Verdicts as specifications: each test is one way in which a lock comes to be what it is.
+
+use super::*;
+use crate::engine::identity::{Access, LockKind, Owner, Range};
+use crate::engine::snapshot::FileIx;
+
+const ACQUIRER: Pid = 100;
+const HOUR: u64 = 3_600_000_000_000;
+
+fn lock(kind: LockKind) -> Lock {
+    Lock {
+        entry: 1,
+        file: FileIx(0),
+        kind,
+        access: Access::Write,
+        range: Range::WHOLE,
+        owner: Some(Owner(7)),
+        acquirer: RecordedPid::Local(ACQUIRER),
+        breaking_to: None,
+    }
+}
+
+/// Nothing has gone round: 400 forks since boot, an hour ago.
+fn births() -> Births {
+    Births {
+        forks: Some(400),
+        pid_max: Some(32_768),
+        last_pid: Some(400),
+        now: Some(StartTime(HOUR)),
+    }
+}
+
+/// A process born so many seconds after boot.
+fn born(second: u64) -> Process {
+    Process {
+        start: Some(StartTime(second * 1_000_000_000)),
+        forked_no_exec: Some(false),
+        parent: Some(1),
+        ..Process::default()
+    }
+}
+
+fn forked(second: u64) -> Process {
+    Process { forked_no_exec: Some(true), ..born(second) }
+}
+
+struct Case {
+    lock: Lock,
+    acquirer: Option<Process>,
+    survivors: Vec<(Pid, Process, Option<bool>)>,
+    births: Births,
+    nested: bool,
+    hidden: bool,
+}
+
+impl Case {
+    fn new(acquirer: Option<Process>, survivors: Vec<(Pid, Process)>) -> Self {
+        Self {
+            lock: lock(LockKind::Flock),
+            acquirer,
+            survivors: survivors
+                .into_iter()
+                .map(|(pid, process)| (pid, process, Some(false)))
+                .collect(),
+            births: births(),
+            nested: false,
+            hidden: false,
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        let survivors: Vec<Survivor<'_>> = self
+            .survivors
+            .iter()
+            .map(|(pid, process, opener)| Survivor {
+                pid: *pid,
+                via: Via::Fd,
+                fd: Some(3),
+                opener: *opener,
+                process: Some(process),
+            })
+            .collect();
+        classify(&Facts {
+            lock: &self.lock,
+            acquirer: self.acquirer.as_ref(),
+            survivors: &survivors,
+            births: &self.births,
+            nested: self.nested,
+            hidden: self.hidden,
+            not_searched: &[Via::ScmRights],
+        })
+    }
+
+    fn state(&self) -> (State, Option<Reason>, Confidence) {
+        let verdict = self.verdict();
+        (verdict.state, verdict.reason, verdict.confidence)
+    }
+}
+
+const LIKELY: Confidence = Confidence::Likely;
+const CERTAIN: Confidence = Confidence::Certain;
+const UNKNOWN: (State, Option<Reason>, Confidence) = (State::Unknown, None, CERTAIN);
+
+#[test]
+fn a_living_acquirer_that_still_refers_to_it_holds_it() {
+    let case = Case::new(Some(born(10)), vec![(ACQUIRER, born(10)), (300, born(20))]);
+    assert_eq!(case.state(), (State::Held, None, CERTAIN));
+    assert_eq!(case.verdict().acquirer_alive, Some(true));
+}
+
+#[test]
+fn the_shell_idiom_is_shared_certainly_where_the_shell_opened_the_file() {
+    let mut case = Case::new(None, vec![(50, born(5)), (300, born(20))]);
+    assert_eq!(case.state(), (State::Shared, None, LIKELY), "an older survivor");
+    case.survivors[0].2 = Some(true);
+    assert_eq!(case.state(), (State::Shared, None, CERTAIN), "the opener survives");
+    assert_eq!(case.verdict().acquirer_alive, Some(false));
+}
+
+#[test]
+fn a_fork_child_that_has_not_execed_goes_on_with_the_lock() {
+    let case = Case::new(None, vec![(300, forked(20)), (301, born(21))]);
+    assert_eq!(case.state(), (State::HandedOver, None, LIKELY));
+    assert!(case.verdict().evidence.contains(&Evidence::ExitUnknown));
+}
+
+#[test]
+fn a_descriptor_that_leaked_across_an_exec_makes_an_orphan() {
+    let case = Case::new(None, vec![(300, born(20))]);
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Inherited), LIKELY));
+}
+
+#[test]
+fn a_dead_acquirer_alone_is_never_a_finding() {
+    for survivor in [born(5), forked(5), forked(20)] {
+        let pid = if survivor.start < born(10).start { 50 } else { 300 };
+        let case = Case::new(None, vec![(pid, survivor)]);
+        assert_ne!(case.state().0, State::Orphaned);
+    }
+}
+
+#[test]
+fn one_survivor_that_has_it_by_right_is_enough() {
+    let mut survivors: Vec<_> = (200..210).map(|pid| (pid, born(20))).collect();
+    survivors.push((50, born(5)));
+    assert_eq!(Case::new(None, survivors).state().0, State::Shared);
+}
+
+#[test]
+fn without_an_order_of_births_an_execed_survivor_is_unknown() {
+    let mut case = Case::new(None, vec![(300, born(20))]);
+    case.births.forks = Some(10_000_000);
+    assert_eq!(case.state(), UNKNOWN);
+    assert_eq!(case.verdict().evidence.last(), Some(&Evidence::HolderAgeUnknown { pid: 300 }));
+    case.births = Births::default();
+    assert_eq!(case.state(), UNKNOWN);
+}
+
+#[test]
+fn a_session_led_by_the_acquirer_tells_that_its_members_are_younger() {
+    let mut survivor = born(20);
+    survivor.session = Some(ACQUIRER);
+    let mut case = Case::new(None, vec![(300, survivor)]);
+    case.births = Births::default();
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Inherited), LIKELY));
+}
+
+#[test]
+fn what_could_not_be_read_may_hide_the_rightful_holder() {
+    let mut case = Case::new(None, vec![(300, born(20))]);
+    case.hidden = true;
+    assert_eq!(case.state(), UNKNOWN);
+    assert!(case.verdict().evidence.contains(&Evidence::Hidden));
+    let mut alone = Case::new(None, vec![]);
+    alone.hidden = true;
+    assert_eq!(alone.state(), UNKNOWN);
+}
+
+#[test]
+fn a_lock_without_any_reference_is_unaccounted_and_says_where_nobody_looked() {
+    let case = Case::new(None, vec![]);
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Unaccounted), LIKELY));
+    let evidence = case.verdict().evidence;
+    assert!(evidence.contains(&Evidence::NotSearched { places: &[Via::ScmRights] }));
+}
+
+#[test]
+fn a_zombie_is_dead_and_its_start_is_known() {
+    let zombie = Process { zombie: true, ..born(10) };
+    let mut case = Case::new(Some(zombie), vec![(300, born(20))]);
+    case.births = Births::default();
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Inherited), LIKELY));
+    assert_eq!(case.verdict().acquirer_alive, Some(false));
+}
+
+#[test]
+fn an_acquirer_on_its_way_out_is_not_yet_gone() {
+    let exiting = Process { exiting: true, ..born(10) };
+    assert_eq!(Case::new(Some(exiting), vec![]).state(), UNKNOWN);
+}
+
+#[test]
+fn a_bystander_with_the_recorded_pid_is_not_blamed() {
+    let case = Case::new(Some(born(30)), vec![(99, born(20))]);
+    let verdict = case.verdict();
+    assert!(verdict.recycled);
+    assert_ne!(verdict.state, State::Held);
+    assert_eq!(verdict.acquirer_alive, Some(false));
+    assert_eq!(verdict.confidence, LIKELY);
+}
+
+#[test]
+fn a_child_of_a_holder_that_closed_it_is_detached_and_no_bystander() {
+    let lent = Process { parent: Some(50), ..born(30) };
+    let verdict = Case::new(Some(lent), vec![(50, born(20))]).verdict();
+    assert!(verdict.detached && !verdict.recycled);
+    assert_eq!(verdict.state, State::Shared);
+    assert_eq!(verdict.acquirer_alive, Some(true));
+}
+
+#[test]
+fn while_a_detached_acquirer_lives_its_leak_is_no_orphan() {
+    let verdict = Case::new(Some(born(10)), vec![(300, born(20))]).verdict();
+    assert!(verdict.detached);
+    assert_eq!(verdict.state, State::Unknown);
+}
+
+#[test]
+fn from_inside_a_pid_namespace_a_missing_acquirer_may_live_outside() {
+    let mut case = Case::new(None, vec![(300, born(20))]);
+    case.nested = true;
+    assert_eq!(case.state(), UNKNOWN);
+    assert_eq!(case.verdict().acquirer_alive, None);
+}
+
+#[test]
+fn a_posix_lock_outlives_its_acquirer_only_in_a_shared_fd_table() {
+    let mut case = Case::new(None, vec![(300, forked(20))]);
+    case.lock.kind = LockKind::Posix;
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::SharedFiles), LIKELY));
+}
+
+#[test]
+fn pids_that_are_no_pids_are_never_looked_up() {
+    for (recorded, state) in [
+        (RecordedPid::Remote(-9), State::Remote),
+        (RecordedPid::Zero, State::Unknown),
+        (RecordedPid::Withheld, State::Unknown),
+    ] {
+        let mut case = Case::new(None, vec![(300, born(20))]);
+        case.lock.acquirer = recorded;
+        assert_eq!(case.state().0, state);
+        assert_eq!(case.verdict().acquirer_alive, None);
+    }
+}
+
+#[test]
+fn a_lock_of_which_the_owner_could_not_be_read_is_unknown() {
+    let mut case = Case::new(None, vec![]);
+    case.lock.owner = None;
+    assert_eq!(case.state(), UNKNOWN);
+    assert!(case.verdict().evidence.contains(&Evidence::OwnerUnknown));
+}
+
+#[test]
+fn a_lease_that_is_being_broken_says_so() {
+    let mut case = Case::new(Some(born(10)), vec![(ACQUIRER, born(10))]);
+    case.lock.kind = LockKind::Lease;
+    case.lock.breaking_to = Some(Access::Read);
+    let evidence = case.verdict().evidence;
+    assert!(evidence.contains(&Evidence::LeaseBreaking { to: Access::Read }));
+}

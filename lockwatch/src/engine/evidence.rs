@@ -1,0 +1,215 @@
+//! The short facts on which a verdict rests.
+//!
+//! Refuses to be prose in memory: a fact is a value, and becomes a sentence only when written.
+
+use std::fmt;
+
+use super::births::Basis;
+use super::identity::{Access, Pid};
+use super::snapshot::Via;
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The acquirer lives and refers to the description or fd table.
+    AcquirerHolds {
+        /// The acquirer.
+        pid: Pid,
+        /// The first of its descriptors, where it has one.
+        fd: Option<u32>,
+        /// How many descriptors of the description it has.
+        descriptors: u32,
+    },
+    /// No process has the recorded pid.
+    AcquirerGone {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// The recorded process is a zombie: nothing of it but its exit status is left.
+    AcquirerZombie {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// The recorded process is on its way out.
+    AcquirerExiting {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// A living process has the recorded pid, but is younger than every holder and no child of one.
+    PidRecycled {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// The acquirer lives but has no descriptor of the description.
+    AcquirerDetached {
+        /// The acquirer.
+        pid: Pid,
+    },
+    /// The recorded pid is not in the reader's pid namespace: dead, or alive outside.
+    AcquirerOutside,
+    /// procfs shows every OFD lock without its acquirer.
+    AcquirerWithheld,
+    /// The recorded pid is negative.
+    Remote {
+        /// The number that the kernel recorded.
+        recorded: i32,
+    },
+    /// A holder opened the description itself and has not exec'd since.
+    HolderOpened {
+        /// The holder.
+        pid: Pid,
+    },
+    /// A holder was born before the acquirer.
+    HolderOlder {
+        /// The holder.
+        pid: Pid,
+        /// How the order is known.
+        basis: Basis,
+    },
+    /// A holder was born after the acquirer.
+    HolderYounger {
+        /// The holder.
+        pid: Pid,
+        /// How the order is known.
+        basis: Basis,
+    },
+    /// Whether a holder is older than the acquirer cannot be told.
+    HolderAgeUnknown {
+        /// The holder.
+        pid: Pid,
+    },
+    /// A holder has not exec'd since it was forked.
+    HolderForked {
+        /// The holder.
+        pid: Pid,
+    },
+    /// A holder carried the descriptor across an exec.
+    HolderExeced {
+        /// The holder.
+        pid: Pid,
+    },
+    /// The acquirer's exit status is not known without history.
+    ExitUnknown,
+    /// A holder shares the fd table of the acquirer (`CLONE_FILES`).
+    SharesTable {
+        /// The holder.
+        pid: Pid,
+    },
+    /// No reference was found in any fd table.
+    NoReference,
+    /// Places that were not searched for a reference.
+    NotSearched {
+        /// The places.
+        places: &'static [Via],
+    },
+    /// The source could not tell to which description the lock belongs.
+    OwnerUnknown,
+    /// Something could not be read, which may hide a holder.
+    Hidden,
+    /// The holder of a lease was asked to come down.
+    LeaseBreaking {
+        /// To what.
+        to: Access,
+    },
+}
+
+impl fmt::Display for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StartTimes => "by their start times",
+            Self::PidOrder => "by the order of pids, which have not gone round since boot",
+            Self::RecentPidOrder => {
+                "by the order of pids, which at this machine's rate have not gone round since"
+            }
+        })
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AcquirerHolds { pid, fd: Some(fd), descriptors: 1 } => {
+                write!(f, "the acquirer, pid {pid}, lives and has it as descriptor {fd}")
+            }
+            Self::AcquirerHolds { pid, fd: Some(fd), descriptors } => write!(
+                f,
+                "the acquirer, pid {pid}, lives and has it as descriptor {fd} and {} more",
+                descriptors - 1
+            ),
+            Self::AcquirerHolds { pid, fd: None, .. } => {
+                write!(f, "the acquirer, pid {pid}, lives and holds it")
+            }
+            Self::AcquirerGone { pid } => write!(f, "no process has the recorded pid {pid}"),
+            Self::AcquirerZombie { pid } => {
+                write!(f, "the acquirer, pid {pid}, is dead and waits to be reaped")
+            }
+            Self::AcquirerExiting { pid } => {
+                write!(f, "the acquirer, pid {pid}, is on its way out")
+            }
+            Self::PidRecycled { pid } => write!(
+                f,
+                "pid {pid} now belongs to another process: it is younger than every holder and \
+                 no child of one"
+            ),
+            Self::AcquirerDetached { pid } => {
+                write!(f, "the acquirer, pid {pid}, lives but has closed it")
+            }
+            Self::AcquirerOutside => f.write_str(
+                "the acquirer is not in this pid namespace, where the kernel shows it as PID 0: it \
+                 is dead, or lives outside",
+            ),
+            Self::AcquirerWithheld => {
+                f.write_str("/proc does not tell who took an OFD lock (it prints pid -1)")
+            }
+            Self::Remote { recorded } => write!(
+                f,
+                "the kernel recorded {recorded}: a negative pid stands for another machine or a \
+                 file system server"
+            ),
+            Self::HolderOpened { pid } => write!(
+                f,
+                "pid {pid} opened the file itself and has not exec'd since, so it had the \
+                 description before it was locked"
+            ),
+            Self::HolderOlder { pid, basis } => {
+                write!(f, "pid {pid} is older than the acquirer, {basis}")
+            }
+            Self::HolderYounger { pid, basis } => {
+                write!(f, "pid {pid} is younger than the acquirer, {basis}")
+            }
+            Self::HolderAgeUnknown { pid } => write!(
+                f,
+                "whether pid {pid} is older than the acquirer cannot be told: pids may have gone \
+                 round since, and nobody watched"
+            ),
+            Self::HolderForked { pid } => {
+                write!(f, "pid {pid} has not exec'd since it was forked")
+            }
+            Self::HolderExeced { pid } => {
+                write!(f, "pid {pid} carried the descriptor across an exec")
+            }
+            Self::ExitUnknown => {
+                f.write_str("how the acquirer ended is not known: nobody watched it")
+            }
+            Self::SharesTable { pid } => write!(f, "pid {pid} shares the acquirer's fd table"),
+            Self::NoReference => f.write_str("no fd table refers to it"),
+            Self::NotSearched { places } => {
+                f.write_str("not searched: ")?;
+                for (index, place) in places.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    f.write_str(place.name())?;
+                }
+                Ok(())
+            }
+            Self::OwnerUnknown => {
+                f.write_str("to which open file description it belongs could not be read")
+            }
+            Self::Hidden => f.write_str("what could not be read may hide a holder (see limits)"),
+            Self::LeaseBreaking { to } => {
+                write!(f, "the lease is being broken: its holder was asked for {}", to.name())
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The immutable view: every lock of a snapshot with its verdict, holders and waiters.
+//!
+//! Refuses to format: sinks write it down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::classify::{Facts, State, Survivor, Verdict, classify};
+use super::holders::Holders;
+use super::id::{self, IdKey, LockId};
+use super::identity::{Pid, RecordedPid};
+use super::snapshot::{File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
+use super::waits;
+
+/// Flags of a lock, independent of its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Flag {
+    /// The recorded pid now belongs to another process.
+    PidRecycled,
+    /// The acquirer lives but no longer refers to the description.
+    AcquirerDetached,
+    /// A reader in the pid namespace concerned is shown pid 0.
+    PidZero,
+    /// The file has no name left.
+    Deleted,
+    /// The file's path now names another inode.
+    Replaced,
+    /// It has waiters.
+    Contended,
+}
+
+impl Flag {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PidRecycled => "pid_recycled",
+            Self::AcquirerDetached => "acquirer_detached",
+            Self::PidZero => "pid_zero",
+            Self::Deleted => "deleted",
+            Self::Replaced => "replaced",
+            Self::Contended => "contended",
+        }
+    }
+}
+
+/// One lock with all that follows.
+#[derive(Clone, Debug)]
+pub struct LockView {
+    /// Its id.
+    pub id: LockId,
+    /// Its place in [`Snapshot::locks`].
+    pub lock: u32,
+    /// What it is in, and why.
+    pub verdict: Verdict,
+    /// Its flags, in the order of [`Flag`].
+    pub flags: Vec<Flag>,
+    /// Its holders: places in [`Snapshot::references`]. Locks of one owner on one file share it.
+    pub holders: Arc<[u32]>,
+    /// Its waiters: places in [`Snapshot::waiters`].
+    pub waiters: Vec<u32>,
+}
+
+/// What the engine makes of a snapshot.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The facts.
+    pub snapshot: Snapshot,
+    /// Every lock, by device, inode, kind, first byte and id.
+    pub locks: Vec<LockView>,
+    /// For each waiter of the snapshot, the places in `locks` of what blocks it.
+    pub blockers: Vec<Vec<u32>>,
+}
+
+impl View {
+    /// Concludes. `not_searched` names the places in which the source did not look for references.
+    pub fn new(snapshot: Snapshot, key: &IdKey, not_searched: &'static [Via]) -> Self {
+        let ids = id::assign(&snapshot, key);
+        let mut waits = waits::relate(&snapshot);
+        let mut holders = Holders::index(&snapshot);
+        let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
+        let mut locks = Vec::with_capacity(ids.len());
+        let mut survivors = Vec::new();
+        for (index, (lock, id)) in snapshot.locks.iter().zip(ids).enumerate() {
+            let held_by = holders.of(lock);
+            survivors.clear();
+            survivors.extend(held_by.iter().map(|&reference| survivor(&snapshot, lock, reference)));
+            let acquirer = match lock.acquirer {
+                RecordedPid::Local(pid) => snapshot.processes.get(&pid),
+                _ => None,
+            };
+            let verdict = classify(&Facts {
+                lock,
+                acquirer,
+                survivors: &survivors,
+                births: &snapshot.births,
+                nested: snapshot.nested,
+                hidden,
+                not_searched,
+            });
+            let waiters = std::mem::take(&mut waits.waiters[index]);
+            let file = &snapshot.files[lock.file.0 as usize];
+            let flags = flags(lock, file, &verdict, &survivors, !waiters.is_empty());
+            locks.push(LockView {
+                id,
+                lock: index as u32,
+                verdict,
+                flags,
+                holders: held_by,
+                waiters,
+            });
+        }
+        locks.sort_by_key(|view| {
+            let lock = &snapshot.locks[view.lock as usize];
+            (view.id.dev, view.id.ino, lock.kind, lock.range.start, view.id.hash)
+        });
+        let mut place = vec![0u32; locks.len()];
+        for (index, view) in locks.iter().enumerate() {
+            place[view.lock as usize] = index as u32;
+        }
+        let blockers = waits
+            .blockers
+            .into_iter()
+            .map(|blockers| blockers.into_iter().map(|lock| place[lock as usize]).collect())
+            .collect();
+        Self { snapshot, locks, blockers }
+    }
+
+    /// The facts of a lock.
+    pub fn lock(&self, view: &LockView) -> &Lock {
+        &self.snapshot.locks[view.lock as usize]
+    }
+
+    /// The file of a lock.
+    pub fn file(&self, view: &LockView) -> &File {
+        &self.snapshot.files[self.lock(view).file.0 as usize]
+    }
+
+    /// The holders of a lock.
+    pub fn holders(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Reference> {
+        view.holders.iter().map(|&reference| &self.snapshot.references[reference as usize])
+    }
+
+    /// The process with a pid of the snapshot's own count.
+    pub fn process(&self, pid: Pid) -> Option<&Process> {
+        self.snapshot.processes.get(&pid)
+    }
+
+    /// The acquirer, where it is that process that has the recorded pid.
+    pub fn acquirer(&self, view: &LockView) -> Option<&Process> {
+        match self.lock(view).acquirer {
+            RecordedPid::Local(pid) if !view.verdict.recycled => self.process(pid),
+            _ => None,
+        }
+    }
+
+    /// True where nothing that could hide a lock or a holder was left unread.
+    pub fn is_complete(&self) -> bool {
+        self.gaps().next().is_none()
+    }
+
+    /// What was left unread and may hide something.
+    pub fn gaps(&self) -> impl Iterator<Item = &Limit> {
+        self.snapshot.limits.iter().filter(|limit| limit.hides != Hides::Nothing)
+    }
+
+    /// True where every lock is here, though perhaps not every holder.
+    pub fn has_every_lock(&self) -> bool {
+        self.gaps().all(|limit| limit.hides != Hides::Locks)
+    }
+
+    /// Orphaned locks.
+    pub fn orphaned(&self) -> impl Iterator<Item = &LockView> {
+        self.locks.iter().filter(|view| view.verdict.state == State::Orphaned)
+    }
+}
+
+fn survivor<'a>(snapshot: &'a Snapshot, lock: &Lock, reference: u32) -> Survivor<'a> {
+    let reference = &snapshot.references[reference as usize];
+    Survivor {
+        pid: reference.pid,
+        via: if lock.kind.belongs_to_fd_table() { Via::Files } else { reference.via },
+        fd: reference.fd,
+        opener: reference.opener,
+        process: snapshot.processes.get(&reference.pid),
+    }
+}
+
+fn flags(
+    lock: &Lock,
+    file: &File,
+    verdict: &Verdict,
+    survivors: &[Survivor<'_>],
+    contended: bool,
+) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    let mut set = |flag, on| {
+        if on {
+            flags.push(flag);
+        }
+    };
+    set(Flag::PidRecycled, verdict.recycled);
+    set(Flag::AcquirerDetached, verdict.detached);
+    set(Flag::PidZero, is_shown_as_zero(lock, verdict, survivors));
+    set(Flag::Deleted, file.deleted == Some(true));
+    set(Flag::Replaced, file.replaced == Some(true));
+    set(Flag::Contended, contended);
+    flags
+}
+
+/// The kernel translates the recorded pid into the namespace of whoever reads: in any but the
+/// initial one a dead or foreign pid becomes 0 (`locks_translate_pid`). OFD locks are shown as -1.
+fn is_shown_as_zero(lock: &Lock, verdict: &Verdict, survivors: &[Survivor<'_>]) -> bool {
+    match lock.acquirer {
+        RecordedPid::Zero => true,
+        RecordedPid::Local(_) => {
+            lock.kind != super::identity::LockKind::Ofd
+                && verdict.acquirer_alive != Some(true)
+                && survivors
+                    .iter()
+                    .filter_map(|survivor| survivor.process?.ns_level)
+                    .any(|level| level > 0)
+        }
+        RecordedPid::Withheld | RecordedPid::Remote(_) => false,
+    }
+}
+
+/// Counts by state, for summaries.
+pub fn count_by_state(view: &View) -> BTreeMap<State, usize> {
+    let mut counts = BTreeMap::new();
+    for lock in &view.locks {
+        *counts.entry(lock.verdict.state).or_insert(0) += 1;
+    }
+    counts
+}

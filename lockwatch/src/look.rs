@@ -1,0 +1,152 @@
+//! One look at the machine's locks: a source, the engine, and where need be a second reading.
+//!
+//! Refuses to report what only one reading saw of a lock that may be on its way out: such an orphan
+//! must be there twice.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::engine::classify::{Reason, State};
+use crate::engine::id::LockId;
+use crate::engine::identity::Dev;
+use crate::engine::snapshot::{Snapshot, Via};
+use crate::engine::view::View;
+use crate::sink::clock::Clock;
+use crate::source::{bpf, procfs};
+use crate::{failure, id_key};
+
+/// Where the facts are to come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Choice {
+    /// BPF where it loads, else procfs.
+    Auto,
+    /// The kernel's own tables; needs root.
+    Bpf,
+    /// What `/proc` shows.
+    Procfs,
+}
+
+/// What a look found.
+pub struct Look {
+    /// What the engine makes of it.
+    pub view: View,
+    /// Name of the source.
+    pub source: &'static str,
+    /// When.
+    pub clock: Clock,
+    /// The kernel's identity of each file that was asked about, in their order.
+    pub files: Vec<Option<(Dev, u64)>>,
+}
+
+/// From a dying process's last sight to calling its lock orphaned: its descriptors may be closed
+/// by a deferred worker.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Where neither source looks for references.
+const NOT_SEARCHED: &[Via] = &[Via::ScmRights, Via::IoUring, Via::Mmap, Via::Kernel];
+
+/// Looks. `files` are descriptors of what was asked about, opened with `O_PATH`.
+///
+/// # Errors
+/// Where the chosen source cannot be read at all.
+pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
+    let first = once(choice, files)?;
+    let suspects = fleeting(&first.view);
+    if suspects.is_empty() {
+        return Ok(first);
+    }
+    sleep(GRACE);
+    let mut second = once(choice, files)?;
+    for lock in &mut second.view.locks {
+        if is_fleeting(lock.verdict.state, lock.verdict.reason) && !suspects.contains(&lock.id) {
+            lock.verdict.state = State::Unknown;
+            lock.verdict.reason = None;
+        }
+    }
+    Ok(second)
+}
+
+fn fleeting(view: &View) -> BTreeSet<LockId> {
+    let suspects =
+        view.locks.iter().filter(|lock| is_fleeting(lock.verdict.state, lock.verdict.reason));
+    suspects.map(|lock| lock.id).collect()
+}
+
+fn is_fleeting(state: State, reason: Option<Reason>) -> bool {
+    state == State::Orphaned
+        && matches!(reason, Some(Reason::Unaccounted | Reason::Exiting | Reason::SharedFiles))
+}
+
+fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
+    match choice {
+        Choice::Bpf => Ok(by_bpf(files)?),
+        Choice::Procfs => Ok(by_procfs(files)?),
+        Choice::Auto => match by_bpf(files) {
+            Ok(look) => Ok(look),
+            Err(error) => {
+                tell_once(&error);
+                Ok(by_procfs(files)?)
+            }
+        },
+    }
+}
+
+fn by_bpf(files: &[OwnedFd]) -> Result<Look, bpf::BpfError> {
+    let bpf::Reading { snapshot, own_files } = bpf::read()?;
+    Ok(conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files))
+}
+
+fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64)> {
+    own_files.get(&u32::try_from(file.as_raw_fd()).ok()?).copied()
+}
+
+fn by_procfs(files: &[OwnedFd]) -> Result<Look, procfs::ProcfsError> {
+    let root = procfs::ProcRoot::live();
+    let snapshot = procfs::read(&root, procfs::Options::default())?;
+    Ok(conclude(snapshot, "procfs", procfs::kernel_identity, files))
+}
+
+fn conclude(
+    mut snapshot: Snapshot,
+    source: &'static str,
+    identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
+    files: &[OwnedFd],
+) -> Look {
+    let key = if snapshot.stable_owners {
+        let (key, limit) = id_key::machine_key();
+        snapshot.limits.extend(limit);
+        key
+    } else {
+        id_key::public_key()
+    };
+    snapshot.limits.sort();
+    snapshot.limits.dedup();
+    Look {
+        files: files.iter().map(identity).collect(),
+        view: View::new(snapshot, &key, NOT_SEARCHED),
+        source,
+        clock: now(),
+    }
+}
+
+fn now() -> Clock {
+    let nanos = |clock| {
+        let time = clock_gettime(clock);
+        (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
+    };
+    Clock { unix: nanos(ClockId::Realtime), boot: nanos(ClockId::Boottime) }
+}
+
+/// Says why BPF is not used, once a run.
+fn tell_once(error: &bpf::BpfError) {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    TOLD.call_once(|| {
+        failure::tell(format_args!(
+            "reading /proc instead of the kernel's own tables: {error}; see `lockwatch doctor`"
+        ));
+    });
+}

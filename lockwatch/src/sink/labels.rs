@@ -1,0 +1,112 @@
+//! Short texts about one lock that several sinks share.
+//!
+//! Refuses to know a sink's layout.
+
+use std::fmt::Write as _;
+
+use super::escape::Escaped;
+use crate::engine::classify::State;
+use crate::engine::identity::{Pid, RecordedPid};
+use crate::engine::view::{LockView, View};
+
+/// True where the lock is something to act upon.
+pub fn is_finding(lock: &LockView) -> bool {
+    lock.verdict.state == State::Orphaned
+}
+
+/// The pid by which a reader knows a process of the snapshot.
+pub fn reader_pid(view: &View, pid: Pid) -> Pid {
+    view.process(pid).and_then(|process| process.reader_pid).unwrap_or(pid)
+}
+
+/// The recorded pid as a reader knows it, where there is one.
+pub fn recorded_pid(view: &View, recorded: RecordedPid) -> Option<Pid> {
+    match recorded {
+        RecordedPid::Local(pid) => Some(reader_pid(view, pid)),
+        RecordedPid::Zero | RecordedPid::Withheld | RecordedPid::Remote(_) => None,
+    }
+}
+
+/// The command of a process, escaped; `?` where it could not be read.
+pub fn command(view: &View, pid: Pid) -> String {
+    match view.process(pid) {
+        Some(process) => Escaped(&process.comm).to_string(),
+        None => "?".into(),
+    }
+}
+
+/// A process in a sentence: `sleep (pid 8130)`.
+pub fn process(view: &View, pid: Pid) -> String {
+    format!("{} (pid {})", command(view, pid), reader_pid(view, pid))
+}
+
+/// The acquirer in a sentence.
+pub fn acquirer(view: &View, lock: &LockView) -> String {
+    match view.lock(lock).acquirer {
+        RecordedPid::Local(pid) => match view.acquirer(lock) {
+            Some(acquirer) if acquirer.zombie => format!("{}, dead", process(view, pid)),
+            Some(_) => process(view, pid),
+            None if lock.verdict.recycled => {
+                format!(
+                    "pid {}, gone, whose pid belongs to another process now",
+                    reader_pid(view, pid)
+                )
+            }
+            None if lock.verdict.acquirer_alive == Some(false) => format!("pid {pid}, gone"),
+            None => format!("pid {pid}, not visible from here"),
+        },
+        RecordedPid::Zero => "shown as PID 0: dead, or outside of this pid namespace".into(),
+        RecordedPid::Withheld => "not told by /proc".into(),
+        RecordedPid::Remote(recorded) => format!("remote ({recorded})"),
+    }
+}
+
+/// The file's path, or its device and inode where it has none.
+pub fn path(view: &View, lock: &LockView) -> String {
+    let file = view.file(lock);
+    let mut text = match &file.path {
+        Some(path) => Escaped(path).to_string(),
+        None => format!("{}:{}", file.dev, file.ino),
+    };
+    if file.deleted == Some(true) {
+        let _ = write!(text, " (deleted)");
+    }
+    text
+}
+
+/// The state, with its reason where it has one: `orphaned/inherited`.
+pub fn state(lock: &LockView) -> String {
+    match lock.verdict.reason {
+        Some(reason) => format!("{}/{}", lock.verdict.state.name(), reason.name()),
+        None => lock.verdict.state.name().into(),
+    }
+}
+
+/// One sentence about a finding.
+pub fn finding(view: &View, lock: &LockView) -> String {
+    let facts = view.lock(lock);
+    let mut text = format!(
+        "{} lock ({}) on {} is orphaned ({}): taken by {}",
+        facts.kind.name(),
+        facts.access.name(),
+        path(view, lock),
+        lock.verdict.reason.map_or("", |reason| reason.name()),
+        acquirer(view, lock),
+    );
+    let mut holders = Vec::new();
+    for holder in view.holders(lock) {
+        if holders.last() != Some(&holder.pid) {
+            holders.push(holder.pid);
+        }
+    }
+    match holders.as_slice() {
+        [] => text.push_str("; nothing was found that refers to it"),
+        [pid] => {
+            let _ = write!(text, "; kept by {}", process(view, *pid));
+        }
+        [pid, rest @ ..] => {
+            let _ = write!(text, "; kept by {} and {} more", process(view, *pid), rest.len());
+        }
+    }
+    text
+}

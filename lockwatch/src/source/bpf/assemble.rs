@@ -1,0 +1,238 @@
+//! From the program's records to the engine's snapshot.
+//!
+//! Refuses to look anything up: records in, facts out. What a record does not say stays `None`.
+
+use std::collections::HashMap;
+
+use lockwatch_common::snapshot::{
+    InodeRecord, LockRecord, PF_EXITING, PF_FORKNOEXEC, ReferenceRecord, TargetRecord, TaskRecord,
+};
+
+use super::record::Record;
+use crate::engine::identity::{Access, Dev, LockKind, Owner, Range, RecordedPid, StartTime};
+use crate::engine::snapshot::{File, FileIx, Lock, Process, Reference, Snapshot, Via, Waiter};
+
+/// `FL_*` of `include/linux/filelock.h`.
+mod flag {
+    pub(super) const DELEG: u32 = 4;
+    pub(super) const DOWNGRADE_PENDING: u32 = 256;
+    pub(super) const UNLOCK_PENDING: u32 = 512;
+    pub(super) const OFDLCK: u32 = 1024;
+    pub(super) const LAYOUT: u32 = 2048;
+}
+
+const LIST_FLOCK: u32 = 0;
+const LIST_POSIX: u32 = 1;
+/// `F_RDLCK` and `F_WRLCK` of `include/uapi/asm-generic/fcntl.h`.
+const F_RDLCK: u32 = 0;
+const F_WRLCK: u32 = 1;
+const DELETED: &[u8] = b" (deleted)";
+
+/// A file whose path was given up by it and may name another by now.
+pub(super) struct Unlinked {
+    pub(super) file: FileIx,
+    /// A reference through which the file itself can be looked at: pid and descriptor.
+    pub(super) reference: Option<(i32, u32)>,
+}
+
+/// Takes records in the program's order.
+#[derive(Default)]
+pub(super) struct Assembler {
+    snapshot: Snapshot,
+    inodes: HashMap<u64, FileIx>,
+    last_inode: Option<(u64, FileIx)>,
+    entries: HashMap<u64, u32>,
+    requests: HashMap<u64, u32>,
+    /// The granted lock under which a request queues, through others where need be.
+    roots: HashMap<u64, u64>,
+    unlinked: Vec<Unlinked>,
+    /// Files of lockwatch's own descriptors.
+    targets: HashMap<u32, (Dev, u64)>,
+}
+
+impl Assembler {
+    pub(super) fn take(&mut self, record: Record<'_>) {
+        match record {
+            Record::Target(target) => self.target(&target),
+            Record::Inode(inode, path) => self.inode(&inode, path),
+            Record::Lock(lock) => self.lock(&lock),
+            Record::Waiter(lock) => self.request(&lock),
+            Record::Task(task) => self.task(&task),
+            Record::Reference(reference) => self.reference(&reference),
+        }
+    }
+
+    fn target(&mut self, target: &TargetRecord) {
+        self.targets.insert(target.fd, (Dev::from_kernel(target.dev), target.ino));
+    }
+
+    fn inode(&mut self, inode: &InodeRecord, path: &[u8]) {
+        if self.inodes.contains_key(&inode.inode) {
+            return;
+        }
+        let file = FileIx(self.snapshot.files.len() as u32);
+        let unlinked = inode.unlinked != 0;
+        let path = if unlinked { path.strip_suffix(DELETED).unwrap_or(path) } else { path };
+        self.snapshot.files.push(File {
+            dev: Dev::from_kernel(inode.dev),
+            ino: inode.ino,
+            size: u64::try_from(inode.size).ok(),
+            path: (!path.is_empty()).then(|| path.into()),
+            deleted: Some(inode.nlink == 0),
+            // A name that is still in its folder cannot name another inode.
+            replaced: if unlinked { None } else { Some(false) },
+        });
+        if unlinked {
+            self.unlinked.push(Unlinked { file, reference: None });
+        }
+        self.inodes.insert(inode.inode, file);
+    }
+
+    fn file(&mut self, inode: u64) -> Option<FileIx> {
+        if let Some((last, file)) = self.last_inode
+            && last == inode
+        {
+            return Some(file);
+        }
+        let file = *self.inodes.get(&inode)?;
+        self.last_inode = Some((inode, file));
+        Some(file)
+    }
+
+    fn lock(&mut self, record: &LockRecord) {
+        let Some(file) = self.file(record.inode) else { return };
+        let lock = Lock {
+            entry: record.entry,
+            file,
+            kind: kind(record),
+            access: access(record.access),
+            range: range(record),
+            owner: Some(Owner(record.owner)),
+            acquirer: recorded(record.pid),
+            breaking_to: if record.flags & flag::UNLOCK_PENDING != 0 {
+                Some(Access::Unlock)
+            } else if record.flags & flag::DOWNGRADE_PENDING != 0 {
+                Some(Access::Read)
+            } else {
+                None
+            },
+        };
+        let place = *self.entries.entry(record.entry).or_insert(self.snapshot.locks.len() as u32);
+        match self.snapshot.locks.get_mut(place as usize) {
+            // Seen before a walk was begun anew: the later sight counts.
+            Some(seen) => *seen = lock,
+            None => self.snapshot.locks.push(lock),
+        }
+    }
+
+    fn request(&mut self, record: &LockRecord) {
+        let Some(file) = self.file(record.inode) else { return };
+        // The program comes by what a request waits behind before it comes by the request.
+        let root = self.roots.get(&record.blocker).copied().unwrap_or(record.blocker);
+        self.roots.insert(record.entry, root);
+        let waiter = Waiter {
+            behind: self.entries.contains_key(&root).then_some(root),
+            file,
+            kind: kind(record),
+            access: access(record.access),
+            range: range(record),
+            owner: (record.owner != 0).then_some(Owner(record.owner)),
+            requester: recorded(record.pid),
+        };
+        let place =
+            *self.requests.entry(record.entry).or_insert(self.snapshot.waiters.len() as u32);
+        match self.snapshot.waiters.get_mut(place as usize) {
+            Some(seen) => *seen = waiter,
+            None => self.snapshot.waiters.push(waiter),
+        }
+    }
+
+    fn task(&mut self, record: &TaskRecord) {
+        let exiting = record.flags & PF_EXITING != 0;
+        let process = self.snapshot.processes.entry(record.tgid).or_insert_with(|| Process {
+            start: Some(StartTime(record.start)),
+            reader_pid: (record.reader_pid > 0 && record.reader_pid != record.tgid)
+                .then_some(record.reader_pid),
+            ns_pid: (record.ns_pid > 0).then_some(record.ns_pid),
+            pid_ns: (record.pid_ns > 0).then_some(u64::from(record.pid_ns)),
+            ns_level: Some(record.ns_level),
+            comm: comm(&record.comm),
+            parent: (record.parent > 0).then_some(record.parent),
+            forked_no_exec: Some(record.flags & PF_FORKNOEXEC != 0),
+            exiting,
+            ..Process::default()
+        });
+        // One thread that stays is enough for the process to stay.
+        process.exiting &= exiting;
+        if record.tid == record.tgid {
+            process.comm = comm(&record.comm);
+        }
+    }
+
+    fn reference(&mut self, record: &ReferenceRecord) {
+        let Some(file) = self.file(record.inode) else { return };
+        self.snapshot.references.push(Reference {
+            pid: record.tgid,
+            tid: record.tid,
+            via: Via::Fd,
+            fd: Some(record.fd),
+            file,
+            description: Some(Owner(record.file)),
+            table: (record.files != 0).then_some(Owner(record.files)),
+            opener: Some(record.opener != 0),
+        });
+    }
+
+    /// The snapshot, the files whose path may name another by now, and the targets.
+    pub(super) fn finish(mut self) -> (Snapshot, Vec<Unlinked>, HashMap<u32, (Dev, u64)>) {
+        if !self.unlinked.is_empty() {
+            for reference in &self.snapshot.references {
+                if let Ok(place) =
+                    self.unlinked.binary_search_by_key(&reference.file, |unlinked| unlinked.file)
+                    && let Some(fd) = reference.fd
+                {
+                    self.unlinked[place].reference.get_or_insert((reference.pid, fd));
+                }
+            }
+        }
+        self.snapshot.stable_owners = true;
+        (self.snapshot, self.unlinked, self.targets)
+    }
+}
+
+fn kind(record: &LockRecord) -> LockKind {
+    match record.list {
+        LIST_FLOCK => LockKind::Flock,
+        LIST_POSIX if record.flags & flag::OFDLCK != 0 => LockKind::Ofd,
+        LIST_POSIX => LockKind::Posix,
+        _ if record.flags & flag::DELEG != 0 => LockKind::Deleg,
+        _ if record.flags & flag::LAYOUT != 0 => LockKind::Layout,
+        _ => LockKind::Lease,
+    }
+}
+
+fn access(kernel: u32) -> Access {
+    match kernel {
+        F_RDLCK => Access::Read,
+        F_WRLCK => Access::Write,
+        _ => Access::Unlock,
+    }
+}
+
+fn range(record: &LockRecord) -> Range {
+    let byte = |at: i64| u64::try_from(at).unwrap_or(0);
+    Range { start: byte(record.start), end: (record.end != i64::MAX).then(|| byte(record.end)) }
+}
+
+fn recorded(pid: i32) -> RecordedPid {
+    match pid {
+        0 => RecordedPid::Zero,
+        pid if pid < 0 => RecordedPid::Remote(pid),
+        pid => RecordedPid::Local(pid),
+    }
+}
+
+fn comm(raw: &[u8; 16]) -> Box<[u8]> {
+    let end = raw.iter().position(|&byte| byte == 0).unwrap_or(raw.len());
+    raw[..end].into()
+}

@@ -1,0 +1,134 @@
+//! What BPF does not tell of a snapshot: processes without a descriptor, paths on old kernels,
+//! whether a path names another file by now.
+//!
+//! Refuses to look up what nobody asks for: a healthy machine costs one look a process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::assemble::Unlinked;
+use crate::engine::identity::{Pid, RecordedPid};
+use crate::engine::snapshot::{Process, Snapshot};
+use crate::source::procfs::ProcRoot;
+use crate::source::procfs::limits::Limits;
+use crate::source::procfs::processes::{Processes, Reader};
+
+/// Completes `snapshot` from `/proc`.
+///
+/// # Errors
+/// Where `/proc` itself cannot be opened.
+pub(super) fn enrich(snapshot: &mut Snapshot, unlinked: &[Unlinked]) -> io::Result<()> {
+    let root = ProcRoot::live();
+    let mut limits = Limits::default();
+    let reader = Reader::of(&root, &mut limits)?;
+    snapshot.nested = reader.is_nested();
+    snapshot.births = reader.births(&root, &mut limits)?;
+    name_files(snapshot);
+    for unlinked in unlinked {
+        snapshot.files[unlinked.file.0 as usize].replaced = is_replaced(snapshot, unlinked);
+    }
+    // A pid of the initial namespace says nothing in the /proc of a nested one; of a process that
+    // is seen there the reader's own number is known.
+    let number = |snapshot: &Snapshot, pid: Pid| match snapshot.processes.get(&pid) {
+        Some(process) => Some(process.reader_pid.unwrap_or(pid)),
+        None => (!snapshot.nested).then_some(pid),
+    };
+    let wanted: BTreeMap<Pid, Pid> = interesting(snapshot)
+        .into_iter()
+        .filter_map(|pid| Some((number(snapshot, pid)?, pid)))
+        .collect();
+    let found = Processes::new(&root, reader)?.read(wanted.keys().copied(), |_| false, &mut limits);
+    for (shown, process) in found {
+        let Some(&pid) = wanted.get(&shown) else { continue };
+        merge(snapshot, pid, process);
+    }
+    snapshot.limits.extend(limits.into_list());
+    Ok(())
+}
+
+/// Acquirers and requesters, and the holders of locks whose acquirer is not among them.
+fn interesting(snapshot: &Snapshot) -> BTreeSet<Pid> {
+    let local = |pid| match pid {
+        RecordedPid::Local(pid) => Some(pid),
+        _ => None,
+    };
+    let mut bereft = BTreeSet::new();
+    let mut pids = BTreeSet::new();
+    for lock in &snapshot.locks {
+        let acquirer = local(lock.acquirer);
+        pids.extend(acquirer);
+        if acquirer.is_none_or(|pid| !snapshot.processes.contains_key(&pid)) {
+            bereft.insert(lock.file);
+        }
+    }
+    pids.extend(snapshot.waiters.iter().filter_map(|waiter| local(waiter.requester)));
+    if !bereft.is_empty() {
+        let holders = snapshot.references.iter().filter(|of| bereft.contains(&of.file));
+        pids.extend(holders.map(|reference| reference.pid));
+    }
+    pids
+}
+
+fn merge(snapshot: &mut Snapshot, pid: Pid, read: Process) {
+    match snapshot.processes.get_mut(&pid) {
+        None => {
+            snapshot.processes.insert(pid, read);
+        }
+        Some(known) => {
+            let same =
+                known.start.map(|start| start.ticks()) == read.start.map(|start| start.ticks());
+            if same {
+                known.group = read.group;
+                known.session = read.session;
+                known.exe = read.exe;
+                known.cgroup = read.cgroup;
+            }
+        }
+    }
+}
+
+/// Before 5.13 an iterator may not ask for paths: the descriptor's link in `/proc` has them.
+fn name_files(snapshot: &mut Snapshot) {
+    for reference in &snapshot.references {
+        let file = &mut snapshot.files[reference.file.0 as usize];
+        if file.path.is_some() {
+            continue;
+        }
+        let Some(fd) = reference.fd else { continue };
+        let pid = snapshot
+            .processes
+            .get(&reference.pid)
+            .and_then(|process| process.reader_pid)
+            .unwrap_or(reference.pid);
+        if let Ok(link) = fs::read_link(format!("/proc/{pid}/task/{}/fd/{fd}", reference.tid))
+            .or_else(|_| fs::read_link(format!("/proc/{pid}/fd/{fd}")))
+        {
+            let mut path = link.into_os_string().into_vec();
+            if file.replaced.is_none() && path.ends_with(b" (deleted)") {
+                path.truncate(path.len() - b" (deleted)".len());
+            }
+            file.path = Some(path.into_boxed_slice());
+        }
+    }
+}
+
+/// Both sides are asked of the file system, because what the kernel keeps in an inode and what
+/// stat(2) tells differ on btrfs and overlayfs.
+fn is_replaced(snapshot: &Snapshot, unlinked: &Unlinked) -> Option<bool> {
+    let file = &snapshot.files[unlinked.file.0 as usize];
+    let path = Path::new(OsStr::from_bytes(file.path.as_deref()?));
+    let now = match fs::metadata(path) {
+        Ok(now) => now,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(false),
+        Err(_) => return None,
+    };
+    let (pid, fd) = unlinked.reference?;
+    let pid = snapshot.processes.get(&pid).and_then(|process| process.reader_pid).unwrap_or(pid);
+    let own = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    Some((own.dev(), own.ino()) != (now.dev(), now.ino()))
+}

@@ -1,0 +1,59 @@
+//! The window that the iterator program writes its records to, mapped into this process.
+//!
+//! Refuses to interpret the records, and to be used while the program runs: draining takes `&mut`.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use lockwatch_common::snapshot::{State, WINDOW_BYTES, Window};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The mapped window.
+pub(super) struct MappedWindow {
+    window: NonNull<Window>,
+}
+
+const PAGE: usize = 4096;
+const LENGTH: usize = size_of::<Window>().next_multiple_of(PAGE);
+
+impl MappedWindow {
+    /// Maps the value of the map behind `map`.
+    pub(super) fn new(map: impl AsFd) -> io::Result<Self> {
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let window =
+            unsafe { mmap(std::ptr::null_mut(), LENGTH, flags, MapFlags::SHARED, map.as_fd(), 0)? };
+        let window = NonNull::new(window.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { window })
+    }
+
+    /// The program's place and counters.
+    pub(super) fn state(&self) -> State {
+        // SAFETY: the mapping is of that size and lives as long as `self`; the program only runs
+        // inside the read(2) of the thread that has `self`.
+        unsafe { (&raw const (*self.window.as_ptr()).state).read_volatile() }
+    }
+
+    /// Hands the records that were written to `take`, then empties the window.
+    pub(super) fn drain<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> T {
+        let used = usize::try_from(self.state().used).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);
+        // SAFETY: as for `state`; `used` lies within the records.
+        let records = unsafe {
+            let records = (&raw const (*self.window.as_ptr()).records).cast::<u8>();
+            std::slice::from_raw_parts(records, used)
+        };
+        let taken = take(records);
+        // SAFETY: as for `state`.
+        unsafe { (&raw mut (*self.window.as_ptr()).state.used).write_volatile(0) };
+        taken
+    }
+}
+
+impl Drop for MappedWindow {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, to which nothing refers any more. That a mapping of our own
+        // cannot be unmapped would be a bug of the kernel; there is nobody to tell.
+        let _ = unsafe { munmap(self.window.as_ptr().cast(), LENGTH) };
+    }
+}
