@@ -43,6 +43,7 @@
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
 //! mass posix|ofd COUNT NAME             COUNT byte ranges of one file
+//! churn NAME                            a thread that takes and gives up byte ranges, for ever
 //! ```
 //!
 //! In PATH, TEXT and ARG the escapes `\n`, `\t`, `\e`, `\s` (a blank), `\\` and `\xHH` stand for
@@ -168,6 +169,7 @@ pub enum Command {
     Uring { ring: String, name: String },
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
+    Churn { name: String },
 }
 
 impl Command {
@@ -345,6 +347,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             };
             Command::Mass { count, mass }
         }
+        "churn" => Command::Churn { name: words.name()? },
         word => return wrong(format!("{word:?} is no command")),
     })
 }

@@ -131,6 +131,7 @@ impl Player {
             }
             Command::Mount { kind, path } => files::mount(*kind, path)?,
             Command::Mass { count, mass } => files::mass(&self.descriptors, *count, mass)?,
+            Command::Churn { name } => locking::churn(self.descriptors.get(name)?)?,
             Command::Exit { .. } | Command::Abort | Command::Die { .. } | Command::Leave => {
                 bail!("an end is not obeyed, it happens");
             }

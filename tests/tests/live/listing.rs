@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     each_source!(ten_thousand_ranges_of_one_file_are_all_listed).within(Duration::from_secs(60)),
     each_source!(two_thousand_shared_holders_are_listed_with_one_holder_each)
         .within(Duration::from_secs(60)),
+    each_source!(locks_that_come_and_go_do_not_disturb_the_rest).within(Duration::from_secs(60)),
     each_source!(looking_does_not_break_a_lease),
     once!(looking_does_not_lock),
 ];
@@ -279,6 +280,36 @@ fn two_thousand_shared_holders_are_listed_with_one_holder_each(scene: &mut Scene
         found.insert((pid, fd));
     }
     ensure!(found == expected, "other holders than there are");
+    Ok(())
+}
+
+/// /proc/locks is read a page at a time, by position: a lock that is taken or given up in between
+/// makes readers see others twice, or not at all.
+fn locks_that_come_and_go_do_not_disturb_the_rest(scene: &mut Scene) -> Result<()> {
+    scene.play(
+        "start busy
+         busy: open a one
+         busy: churn a
+         busy: open b two
+         busy: churn b
+         start steady
+         steady: open a lock
+         steady: mass posix 3000 a",
+    )?;
+    for _ in 0..5 {
+        let report = scene.scan()?;
+        let locks = report.locks_on(&scene.file("lock")?);
+        let starts: BTreeSet<_> = locks.iter().map(|lock| lock.start).collect();
+        same!("locks that are listed twice", locks.len() - starts.len(), 0);
+        ensure!(
+            starts.len() == 3000 || !report.complete,
+            "{} locks of 3000 are listed, and the report claims to be complete",
+            starts.len()
+        );
+        if scene.is_bpf() {
+            same!("locks", locks.len(), 3000);
+        }
+    }
     Ok(())
 }
 
