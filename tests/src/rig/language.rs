@@ -35,6 +35,7 @@
 //! become UID                            that user, without a capability left
 //! unlink PATH, replace PATH             `replace` puts a new file under the name
 //! write NAME TEXT
+//! show PATH                             the answer is what the file holds, escaped
 //! map NAME                              a mapping that lasts as long as the process
 //! socketpair TX RX, listen NAME PATH, connect NAME PATH
 //! send SOCKET NAME, receive SOCKET NAME a descriptor over a unix socket
@@ -160,6 +161,7 @@ pub enum Command {
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
+    Show { path: Vec<u8> },
     Map { name: String },
     SocketPair { tx: String, rx: String },
     Listen { name: String, path: Vec<u8> },
@@ -320,6 +322,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "unlink" => Command::Unlink { path: words.bytes("a path")? },
         "replace" => Command::Replace { path: words.bytes("a path")? },
         "write" => Command::Write { name: words.name()?, text: words.bytes("a text")? },
+        "show" => Command::Show { path: words.bytes("a path")? },
         "map" => Command::Map { name: words.name()? },
         "socketpair" => Command::SocketPair { tx: words.name()?, rx: words.name()? },
         "listen" => Command::Listen { name: words.name()?, path: words.bytes("a path")? },

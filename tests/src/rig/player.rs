@@ -102,6 +102,7 @@ impl Player {
                     rustix::io::write(self.descriptors.get(name)?, text).context("write")?;
                 ensure!(written == text.len(), "wrote {written} bytes of {}", text.len());
             }
+            Command::Show { path } => answer = language::escape(&files::content(path)?),
             Command::Map { name } => {
                 answer = format!("at={:x}", passing::map(self.descriptors.get(name)?)?);
             }

@@ -11,7 +11,7 @@ use crate::stories::{HELD, LEAKED, SHELL_IDIOM};
 
 pub(crate) const TESTS: &[Test] = &[
     each_source!(a_leak_across_exec_is_orphaned),
-    each_source!(a_leak_into_another_program_is_orphaned),
+    each_source!(a_leak_into_another_program_is_orphaned).needs(&["program:cat"]),
     each_source!(a_leaked_ofd_lock_is_orphaned),
     each_source!(a_leaked_lease_is_orphaned),
     each_source!(an_unreaped_acquirer_counts_as_dead),

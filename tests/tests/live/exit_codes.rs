@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(check_of_what_is_not_there_ends_with_2),
     once!(explain_of_what_is_not_there_ends_with_2),
     once!(arguments_that_make_no_sense_end_with_2),
+    once!(a_target_that_makes_no_sense_is_refused_in_one_line),
     once!(a_column_that_is_none_is_named),
     once!(a_broken_pipe_is_success).needs(&["root"]),
     once!(an_interrupted_watch_ends_with_130).needs(&["root"]),
@@ -117,6 +118,16 @@ fn arguments_that_make_no_sense_end_with_2(scene: &mut Scene) -> Result<()> {
         run.exits(2)?;
         ensure!(run.stdout.is_empty(), "{args:?}: the complaint is on standard output");
         ensure!(!run.stderr.is_empty(), "{args:?}: no complaint");
+    }
+    Ok(())
+}
+
+fn a_target_that_makes_no_sense_is_refused_in_one_line(scene: &mut Scene) -> Result<()> {
+    for target in ["pid:nonsense", "pid:0", "pid:-1", "./no-such-folder/file", ""] {
+        let run = scene.run(&["scan", target])?;
+        let line = run.fails_in_one_line()?;
+        let named = line.contains(target.trim_start_matches("./"));
+        ensure!(named, "{target:?} is not named: {line:?}");
     }
     Ok(())
 }

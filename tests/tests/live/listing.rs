@@ -296,7 +296,7 @@ fn locks_that_come_and_go_do_not_disturb_the_rest(scene: &mut Scene) -> Result<(
          steady: open a lock
          steady: mass posix 3000 a",
     )?;
-    for _ in 0..5 {
+    for _ in 0..3 {
         let report = scene.scan()?;
         let locks = report.locks_on(&scene.file("lock")?);
         let starts: BTreeSet<_> = locks.iter().map(|lock| lock.start).collect();

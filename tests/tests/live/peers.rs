@@ -205,11 +205,10 @@ fn defect_8_nothing_is_seen_in_a_pid_namespace(scene: &mut Scene) -> Result<()> 
          init: open a lock rw cloexec
          init: fork owner
          owner: flock a ex
-         owner: exit 0
-         init: run shown cat /proc/locks",
+         owner: exit 0",
     )?;
     let file = scene.file("lock")?;
-    let shown = fs::read_to_string(scene.path("shown.out"))?;
+    let shown = scene.shown_to("init", "/proc/locks")?;
     let identity = format!("{}:{} ", file.dev, file.ino);
     ensure!(!shown.contains(&identity), "the stage is not set: {shown}");
     let source = scene.source()?.name();
