@@ -52,7 +52,8 @@ impl Cast {
     }
 
     /// One line of a story: `NAME: COMMAND`, or one of the stage directions `start NAME`,
-    /// `kill NAME`, `await NAME blocked|done|gone|zombie`.
+    /// `kill NAME`, `await NAME blocked|done|gone|zombie`, and `await tick`: /proc counts ages in
+    /// hundredths of a second, and who is born in the same one is of the same age.
     pub(super) fn direct(&mut self, line: &str, folder: &Path) -> Result<String> {
         let line = self.with_pids(line)?;
         if let Some((name, command)) = line.split_once(':') {
@@ -64,6 +65,7 @@ impl Cast {
                 descent::kill(self.actor(name)?.pid)?;
                 self.await_gone(name)?;
             }
+            ["await", "tick"] => await_tick()?,
             ["await", name, "gone"] => self.await_gone(name)?,
             ["await", name, "zombie"] => self.await_zombie(name)?,
             ["await", name, state @ ("blocked" | "done")] => self.await_progress(name, state)?,
@@ -211,4 +213,13 @@ impl Cast {
             Ok((answer == expected).then_some(()))
         })
     }
+}
+
+fn await_tick() -> Result<()> {
+    let now = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        (time.tv_sec, time.tv_nsec / 10_000_000)
+    };
+    let before = now();
+    patience::until("the next hundredth of a second", || Ok((now() != before).then_some(())))
 }

@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -127,18 +129,30 @@ impl Invocation {
     }
 }
 
-type Collected = JoinHandle<io::Result<Vec<u8>>>;
+/// An output that is being read.
+struct Collected {
+    reader: JoinHandle<io::Result<Vec<u8>>>,
+    so_far: Arc<AtomicUsize>,
+}
 
 fn collect(mut stream: impl Read + Send + 'static) -> Collected {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        match stream.read_to_end(&mut bytes) {
-            // How a terminal ends.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(bytes),
-            Err(error) => Err(error),
-            Ok(_) => Ok(bytes),
+    let so_far = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&so_far);
+    let reader = thread::spawn(move || {
+        let (mut bytes, mut chunk) = (Vec::new(), [0; 65536]);
+        loop {
+            match stream.read(&mut chunk) {
+                Ok(0) => return Ok(bytes),
+                Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+                // How a terminal ends.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            count.store(bytes.len(), Ordering::Relaxed);
         }
-    })
+    });
+    Collected { reader, so_far }
 }
 
 fn terminal() -> Result<(OwnedFd, OwnedFd)> {
@@ -171,9 +185,9 @@ impl Running {
         rustix::process::pidfd_send_signal(&self.handle, signal).context("sending a signal")
     }
 
-    /// Its pid.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// How many bytes it has written to its standard output.
+    pub fn written_so_far(&self) -> usize {
+        self.stdout.as_ref().map_or(0, |stdout| stdout.so_far.load(Ordering::Relaxed))
     }
 
     /// Waits for its end, for as long as a run may take.
@@ -194,7 +208,7 @@ impl Running {
         }
         let status = self.child.wait().context("waiting for the program")?;
         let text = |stream: Collected| -> Result<Vec<u8>> {
-            let bytes = stream.join().map_err(|_| anyhow!("reading the output panicked"))?;
+            let bytes = stream.reader.join().map_err(|_| anyhow!("reading the output panicked"))?;
             bytes.context("reading the output")
         };
         let run = Run {

@@ -13,7 +13,7 @@ use super::invocation::{Invocation, Run};
 use super::report::Report;
 use super::table::Source;
 use super::{capability, place};
-use crate::rig::language::escape;
+use crate::rig::language::{escape, unescape};
 
 /// A file's identity, as a report has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +98,13 @@ impl Scene {
             Err(error) => note(&format!("> {line}  ← {error:#}")),
         }
         answer
+    }
+
+    /// What a file holds, as an actor sees it.
+    pub fn shown_to(&mut self, actor: &str, path: &str) -> Result<String> {
+        let answer = self.direct(&format!("{actor}: show {}", escape(path.as_bytes())))?;
+        let text = unescape(answer.strip_prefix("ok").unwrap_or_default().trim_start())?;
+        String::from_utf8(text).with_context(|| format!("{path} is not UTF-8"))
     }
 
     /// Ends a rig and leaves its exit status unread, so that it stays a zombie.

@@ -26,6 +26,12 @@ pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd
         .with_context(|| format!("opening {:?}", OsStr::from_bytes(path)))
 }
 
+/// All that a file holds.
+pub(super) fn content(path: &[u8]) -> Result<Vec<u8>> {
+    let path = Path::new(OsStr::from_bytes(path));
+    fs::read(path).with_context(|| format!("reading {path:?}"))
+}
+
 /// Takes a name away.
 pub(super) fn unlink(path: &[u8]) -> Result<()> {
     rustix::fs::unlink(path).with_context(|| format!("unlinking {:?}", OsStr::from_bytes(path)))

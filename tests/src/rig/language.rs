@@ -35,6 +35,7 @@
 //! become UID                            that user, without a capability left
 //! unlink PATH, replace PATH             `replace` puts a new file under the name
 //! write NAME TEXT
+//! show PATH                             the answer is what the file holds, escaped
 //! map NAME                              a mapping that lasts as long as the process
 //! socketpair TX RX, listen NAME PATH, connect NAME PATH
 //! send SOCKET NAME, receive SOCKET NAME a descriptor over a unix socket
@@ -43,6 +44,7 @@
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
 //! mass posix|ofd COUNT NAME             COUNT byte ranges of one file
+//! churn NAME                            a thread that takes and gives up byte ranges, for ever
 //! ```
 //!
 //! In PATH, TEXT and ARG the escapes `\n`, `\t`, `\e`, `\s` (a blank), `\\` and `\xHH` stand for
@@ -159,6 +161,7 @@ pub enum Command {
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
+    Show { path: Vec<u8> },
     Map { name: String },
     SocketPair { tx: String, rx: String },
     Listen { name: String, path: Vec<u8> },
@@ -168,6 +171,7 @@ pub enum Command {
     Uring { ring: String, name: String },
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
+    Churn { name: String },
 }
 
 impl Command {
@@ -318,6 +322,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "unlink" => Command::Unlink { path: words.bytes("a path")? },
         "replace" => Command::Replace { path: words.bytes("a path")? },
         "write" => Command::Write { name: words.name()?, text: words.bytes("a text")? },
+        "show" => Command::Show { path: words.bytes("a path")? },
         "map" => Command::Map { name: words.name()? },
         "socketpair" => Command::SocketPair { tx: words.name()?, rx: words.name()? },
         "listen" => Command::Listen { name: words.name()?, path: words.bytes("a path")? },
@@ -345,6 +350,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             };
             Command::Mass { count, mass }
         }
+        "churn" => Command::Churn { name: words.name()? },
         word => return wrong(format!("{word:?} is no command")),
     })
 }

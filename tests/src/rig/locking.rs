@@ -58,6 +58,30 @@ pub(super) fn take(fd: BorrowedFd<'_>, asked: Asked, patience: Patience) -> Resu
     }
 }
 
+/// How many locks come and go at once in a churn.
+const CHURNED: u64 = 64;
+
+/// Takes many locks and gives them up again, in a thread, for as long as the process lives.
+pub(super) fn churn(fd: BorrowedFd<'static>) -> Result<()> {
+    let round = move || -> Result<()> {
+        for number in 0..CHURNED {
+            let range = Range { start: 2 * number, end: Some(2 * number) };
+            let asked = Asked::Record(Record::Posix, Access::Exclusive, range);
+            take(fd, asked, Patience::None)?;
+        }
+        let whole = Range { start: 0, end: None };
+        take(fd, Asked::Record(Record::Posix, Access::Unlock, whole), Patience::None)
+    };
+    // Once here, so that what is wrong is said.
+    round()?;
+    let work = move || {
+        let failed = std::iter::repeat_with(round).find_map(Result::err);
+        eprintln!("rig: churn: {failed:?}");
+    };
+    thread::Builder::new().spawn(work).context("starting a thread")?;
+    Ok(())
+}
+
 fn request(access: Access, range: Range) -> Result<libc::flock> {
     // A length of 0 is the kernel's way to say "to the end of the file".
     let length = range.end.map_or(0, |end| end - range.start + 1);

@@ -102,6 +102,7 @@ impl Player {
                     rustix::io::write(self.descriptors.get(name)?, text).context("write")?;
                 ensure!(written == text.len(), "wrote {written} bytes of {}", text.len());
             }
+            Command::Show { path } => answer = language::escape(&files::content(path)?),
             Command::Map { name } => {
                 answer = format!("at={:x}", passing::map(self.descriptors.get(name)?)?);
             }
@@ -131,6 +132,7 @@ impl Player {
             }
             Command::Mount { kind, path } => files::mount(*kind, path)?,
             Command::Mass { count, mass } => files::mass(&self.descriptors, *count, mass)?,
+            Command::Churn { name } => locking::churn(self.descriptors.get(name)?)?,
             Command::Exit { .. } | Command::Abort | Command::Die { .. } | Command::Leave => {
                 bail!("an end is not obeyed, it happens");
             }

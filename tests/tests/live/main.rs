@@ -3,14 +3,42 @@
 //! Each file is a theme; each test is a sentence about what `lockwatch` does. The same program
 //! runs on the host and, without cargo, in virtual machines.
 
+mod base64;
+mod classification;
+mod columns;
+mod exit_codes;
+mod identity;
 mod kernel;
+mod listing;
+mod names;
+mod namespaces;
+mod peers;
 mod rig;
+mod sources;
+mod stories;
+mod targets;
+mod verbs;
+mod waits;
 
 use std::process::ExitCode;
 
 use lockwatch_tests::harness::{Test, runner};
 
-const THEMES: &[(&str, &[Test])] = &[("rig", rig::TESTS)];
+const THEMES: &[(&str, &[Test])] = &[
+    ("rig", rig::TESTS),
+    ("listing", listing::TESTS),
+    ("identity", identity::TESTS),
+    ("classification", classification::TESTS),
+    ("waits", waits::TESTS),
+    ("namespaces", namespaces::TESTS),
+    ("names", names::TESTS),
+    ("targets", targets::TESTS),
+    ("columns", columns::TESTS),
+    ("exit_codes", exit_codes::TESTS),
+    ("verbs", verbs::TESTS),
+    ("sources", sources::TESTS),
+    ("peers", peers::TESTS),
+];
 
 fn main() -> ExitCode {
     runner::main(THEMES)
