@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::engine::identity::{Dev, Pid, RecordedPid};
 use crate::engine::view::{LockView, View};
+use crate::sink::escape::Escaped;
 use crate::sink::labels;
 
 /// One thing that was asked about.
@@ -87,7 +88,7 @@ impl Targets {
 
     fn add_path(&mut self, text: &OsStr) -> anyhow::Result<()> {
         let path = Path::new(text);
-        let what = || format!("target: {}", path.display());
+        let what = || format!("target: {}", shown(path));
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let handle = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(handle) => Some(handle),
@@ -139,7 +140,7 @@ impl Targets {
             {
                 anyhow::bail!(
                     "target: {}: no such file, and no lock remembers that path",
-                    path.display()
+                    shown(path)
                 );
             }
         }
@@ -154,7 +155,7 @@ impl Targets {
         match target {
             Target::File { path, handle: Some(handle) } => {
                 let identity = files.get(*handle).copied().flatten();
-                let what = || format!("target: {}: its device could not be told", path.display());
+                let what = || format!("target: {}: its device could not be told", shown(path));
                 Ok(Some(identity.with_context(what)?))
             }
             _ => Ok(None),
@@ -187,6 +188,10 @@ fn concerns(view: &View, lock: &LockView, pid: Pid) -> bool {
             .waiters
             .iter()
             .any(|&waiter| recorded(view.snapshot.waiters[waiter as usize].requester))
+}
+
+fn shown(path: &Path) -> Escaped<'_> {
+    Escaped(path.as_os_str().as_bytes())
 }
 
 /// `MAJOR:MINOR:INODE-HASH`, the first two and the last in hexadecimal.

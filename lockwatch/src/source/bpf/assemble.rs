@@ -2,7 +2,7 @@
 //!
 //! Refuses to look anything up: records in, facts out. What a record does not say stays `None`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use lockwatch_common::snapshot::{
     InodeRecord, LockRecord, PF_EXITING, PF_FORKNOEXEC, ReferenceRecord, TargetRecord, TaskRecord,
@@ -41,7 +41,10 @@ pub(super) struct Assembler {
     snapshot: Snapshot,
     inodes: HashMap<u64, FileIx>,
     last_inode: Option<(u64, FileIx)>,
-    entries: HashMap<u64, u32>,
+    /// Where each lock is: an owner has no two that begin at one byte, so one that is met twice
+    /// was taken anew while the lists were being read.
+    places: HashMap<(FileIx, LockKind, u64, i64), u32>,
+    entries: HashSet<u64>,
     requests: HashMap<u64, u32>,
     /// The granted lock under which a request queues, through others where need be.
     roots: HashMap<u64, u64>,
@@ -117,9 +120,11 @@ impl Assembler {
                 None
             },
         };
-        let place = *self.entries.entry(record.entry).or_insert(self.snapshot.locks.len() as u32);
+        let key = (file, lock.kind, record.owner, record.start);
+        let place = *self.places.entry(key).or_insert(self.snapshot.locks.len() as u32);
+        self.entries.insert(record.entry);
         match self.snapshot.locks.get_mut(place as usize) {
-            // Seen before a walk was begun anew: the later sight counts.
+            // The later sight counts.
             Some(seen) => *seen = lock,
             None => self.snapshot.locks.push(lock),
         }
@@ -131,7 +136,7 @@ impl Assembler {
         let root = self.roots.get(&record.blocker).copied().unwrap_or(record.blocker);
         self.roots.insert(record.entry, root);
         let waiter = Waiter {
-            behind: self.entries.contains_key(&root).then_some(root),
+            behind: self.entries.contains(&root).then_some(root),
             file,
             kind: kind(record),
             access: access(record.access),

@@ -37,9 +37,14 @@ pub(super) fn assemble(grouped: &Grouped, table: &Table, released: &HashSet<Body
 
     for group in &grouped.groups {
         let Some(inode) = group.body.inode else { continue };
-        let listed = still_listed(group, table, released, &mut dropped);
+        let mut listed = still_listed(group, table, released, &mut dropped);
         let unknown = Vec::new();
         let owners = group.owners.as_ref().unwrap_or(&unknown);
+        if group.body.kind.belongs_to_fd_table() && !owners.is_empty() {
+            // A table has a range once. What is listed again was seen twice, because the listing
+            // is read a page at a time, by position.
+            listed.truncate(owners.len());
+        }
         let at_least = usize::from(!group.held.is_empty());
         let count = listed.len().max(owners.len()).max(at_least);
         if count == 0 {
