@@ -187,8 +187,14 @@ impl Scene {
         })
     }
 
-    /// Scans the whole machine.
+    /// Scans this test's folder: whatever else the machine is doing has no part in the test.
     pub fn scan(&self) -> Result<Report> {
+        let folder = self.folder.to_str().context("the folder is not UTF-8")?;
+        self.scan_for(&[folder])
+    }
+
+    /// Scans the whole machine, and whatever others have locked.
+    pub fn scan_machine(&self) -> Result<Report> {
         self.scan_for(&[])
     }
 
@@ -202,12 +208,6 @@ impl Scene {
             ensure!(report.source == source.name(), "the report is of {}", report.source);
         }
         Ok(report)
-    }
-
-    /// Scans this test's folder only.
-    pub fn scan_folder(&self) -> Result<Report> {
-        let folder = self.folder.to_str().context("the folder is not UTF-8")?;
-        self.scan_for(&[folder])
     }
 
     /// Reads the report of a scan, whose exit code must fit it.

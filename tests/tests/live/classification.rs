@@ -38,7 +38,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn a_leak_across_exec_is_orphaned(scene: &mut Scene) -> Result<()> {
     scene.play(LEAKED)?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/inherited")?;
     lock.acquired_by_dead(scene.pid("owner")?)?;
@@ -59,7 +59,7 @@ fn a_leak_into_another_program_is_orphaned(scene: &mut Scene) -> Result<()> {
         "owner: spawn cat cat
          owner: die KILL",
     )?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/inherited")?;
     lock.held_by(&[scene.pid("cat")?])?;
@@ -124,7 +124,7 @@ fn an_unreaped_acquirer_counts_as_dead(scene: &mut Scene) -> Result<()> {
 
 fn the_shell_idiom_is_shared(scene: &mut Scene) -> Result<()> {
     scene.play(SHELL_IDIOM)?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("shared")?;
     lock.acquired_by_dead(scene.pid("locker")?)?;
@@ -159,7 +159,7 @@ fn a_daemon_that_forks_after_locking_hands_over(scene: &mut Scene) -> Result<()>
         "owner: fork daemon
          owner: exit 0",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("handed_over")?;
     // That it exited cleanly, only history can tell.
@@ -192,7 +192,7 @@ fn forked_children_of_a_killed_process_are_handed_over(scene: &mut Scene) -> Res
          owner: fork two
          owner: die KILL",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     // That it crashed, only history can tell.
     lock.is("handed_over")?;
@@ -247,7 +247,7 @@ fn a_leak_is_no_finding_while_the_acquirer_holds(scene: &mut Scene) -> Result<()
         "owner: fork leak
          leak: exec",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.held_by(&[scene.pid("owner")?, scene.pid("leak")?])?;

@@ -13,7 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(o_plus_adds_to_the_usual_columns).needs(&["root"]),
     once!(n_leaves_the_heading_out).needs(&["root"]),
     once!(r_is_for_programs).needs(&["root"]),
-    once!(a_table_ends_with_one_line_of_judgement).needs(&["root"]),
+    once!(a_table_ends_with_one_line_of_judgement).needs(&["root", "iter/task_file"]),
     once!(only_selects_by_state).needs(&["root"]),
     once!(a_waiter_names_all_that_block_it).needs(&["root"]),
 ];

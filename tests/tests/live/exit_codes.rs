@@ -17,13 +17,13 @@ pub(crate) const TESTS: &[Test] = &[
     once!(check_of_an_orphaned_lock_ends_with_1).needs(&["root"]),
     once!(check_of_a_held_file_ends_with_3).needs(&["root"]),
     once!(check_of_a_shared_lock_ends_with_3).needs(&["root"]),
-    once!(check_of_what_is_not_there_ends_with_2),
-    once!(explain_of_what_is_not_there_ends_with_2),
+    once!(check_of_what_is_not_there_ends_with_2).needs(&["root", "iter/task_file"]),
+    once!(explain_of_what_is_not_there_ends_with_2).needs(&["root", "iter/task_file"]),
     once!(arguments_that_make_no_sense_end_with_2),
-    once!(a_target_that_makes_no_sense_is_refused_in_one_line),
+    once!(a_target_that_makes_no_sense_is_refused_in_one_line).needs(&["root", "iter/task_file"]),
     once!(a_column_that_is_none_is_named),
-    once!(a_broken_pipe_is_success).needs(&["root"]),
-    once!(an_interrupted_watch_ends_with_130).needs(&["root"]),
+    once!(a_broken_pipe_is_success).needs(&["root", "iter/task_file"]),
+    once!(an_interrupted_watch_ends_with_130).needs(&["root", "iter/task_file"]),
     once!(help_and_version_end_with_0),
 ];
 

@@ -95,7 +95,7 @@ fn a_deleted_file_is_flagged(scene: &mut Scene) -> Result<()> {
     scene.play(HELD)?;
     let file = scene.file("lock")?;
     scene.play("owner: unlink lock")?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     let lock = report.only_lock_on(&file)?;
     lock.is("held")?;
     lock.raises("deleted")?;

@@ -39,7 +39,7 @@ fn flock_is_listed_with_path_access_and_range(scene: &mut Scene) -> Result<()> {
          owner: open b shared ro
          owner: flock b sh",
     )?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     for (name, looks) in [("exclusive", "FLOCK WRITE 0-eof"), ("shared", "FLOCK READ 0-eof")] {
         let lock = report.only_lock_on(&scene.file(name)?)?;
         lock.looks_like(looks)?;
@@ -61,7 +61,7 @@ fn posix_ranges_are_listed_with_path_access_and_range(scene: &mut Scene) -> Resu
          other: open a lock
          other: posix a rd 250 260",
     )?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     let (owner, other) = (scene.pid("owner")?, scene.pid("other")?);
     let expected = [
         (0, Some(99), "WRITE", owner),
@@ -225,7 +225,7 @@ fn five_hundred_files_are_all_listed(scene: &mut Scene) -> Result<()> {
         "start owner
          owner: mass files 500 many",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let paths: BTreeSet<_> = report.locks.iter().map(|lock| lock.path.clone()).collect();
     let expected: Result<BTreeSet<_>> =
         (0..500).map(|n| scene.path_text(&format!("many/{n}")).map(Some)).collect();
@@ -241,7 +241,7 @@ fn ten_thousand_ranges_of_one_file_are_all_listed(scene: &mut Scene) -> Result<(
          owner: open a lock
          owner: mass posix 10000 a",
     )?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     let pid = scene.pid("owner")?;
     let locks = report.locks_on(&scene.file("lock")?);
     let starts: BTreeSet<_> = locks.iter().map(|lock| lock.start).collect();
@@ -331,7 +331,7 @@ fn looking_does_not_break_a_lease(scene: &mut Scene) -> Result<()> {
 
 fn looking_does_not_lock(scene: &mut Scene) -> Result<()> {
     scene.play(FREE)?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     same!("locks", report.locks.len(), 0);
     same!("counted", report.summary.locks, 0);
     same!("waiters counted", report.summary.waiters, 0);

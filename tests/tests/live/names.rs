@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_hostile_comm_stays_on_its_line_of_the_table).needs(&["root"]),
     once!(a_terminal_gets_no_escape_of_a_name).needs(&["root", "terminal"]),
     once!(check_and_explain_escape_names_too).needs(&["root"]),
-    once!(a_complaint_about_a_hostile_name_is_one_line),
+    once!(a_complaint_about_a_hostile_name_is_one_line).needs(&["root", "iter/task_file"]),
 ];
 
 /// Sets the title of a terminal, if it gets there.

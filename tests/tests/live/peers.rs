@@ -44,7 +44,7 @@ fn defect_1_a_lease_break_that_waits_hides_every_lock(scene: &mut Scene) -> Resu
          after: open b ranges
          after: posix b wr 0 9",
     )?;
-    let report = scene.scan()?;
+    let report = scene.scan_machine()?;
     for name in ["before", "leased", "after", "ranges"] {
         report.only_lock_on(&scene.file(name)?).with_context(|| name.to_owned())?;
     }

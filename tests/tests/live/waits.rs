@@ -44,7 +44,7 @@ fn a_waiter_is_shown_with_what_it_asks_for(scene: &mut Scene) -> Result<()> {
          waiter: later flock a sh
          await waiter blocked",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.raises("contended")?;
@@ -72,7 +72,7 @@ fn an_exclusive_waiter_is_blocked_by_all_shared_holders(scene: &mut Scene) -> Re
          waiter: later flock a ex
          await waiter blocked",
     )?;
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let locks = report.locks_on(&scene.file("lock")?);
     same!("locks", locks.len(), 3);
     same!("blocked by", blocked_by(&report, &locks, scene.pid("waiter")?)?, ids(&locks));
@@ -120,7 +120,7 @@ fn waiters_behind_waiters_are_all_shown(scene: &mut Scene) -> Result<()> {
              await {name} blocked"
         ))?;
     }
-    let report = scene.scan_folder()?;
+    let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     let waiting: BTreeSet<_> = lock.waiters.iter().map(|waiter| waiter.pid).collect();
     let expected: Result<BTreeSet<_>> =
