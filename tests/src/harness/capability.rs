@@ -5,7 +5,9 @@
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
 //! `pidns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
-//! pid can have been given out twice since boot), `terminal`, and `program:NAME`.
+//! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
+//! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
+//! behind requests: 5.13), and `program:NAME`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,6 +42,8 @@ impl Capabilities {
             ("choose-pid", choose_pid()),
             ("pid-order", pid_order()),
             ("terminal", terminal()),
+            ("every-process", every_process()),
+            ("queues-in-proc", queues_in_proc()),
         ];
         Self { own: own.into(), doctor: doctor() }
     }
@@ -171,4 +175,32 @@ fn pid_order() -> Result<()> {
 fn terminal() -> Result<()> {
     let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
     rustix::pty::openpt(flags).map(drop).context("opening a pseudo-terminal")
+}
+
+fn every_process() -> Result<()> {
+    root()?;
+    for entry in fs::read_dir("/proc").context("/proc")? {
+        let path = entry.context("/proc")?.path();
+        let is_process = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()));
+        if !is_process {
+            continue;
+        }
+        match fs::read_dir(path.join("fdinfo")) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                bail!("{}/fdinfo: {error}, even for root", path.display())
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn queues_in_proc() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("osrelease")?;
+    let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().context("osrelease")?, numbers.next().context("osrelease")?);
+    ensure!(version >= (5, 13), "kernel {}.{} is older than 5.13", version.0, version.1);
+    Ok(())
 }

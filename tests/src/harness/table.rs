@@ -31,6 +31,7 @@ pub struct Test {
     pub(super) name: &'static str,
     pub(super) body: fn(&mut Scene) -> Result<()>,
     pub(super) needs: &'static [&'static str],
+    pub(super) procfs_needs: &'static [&'static str],
     pub(super) each_source: bool,
     pub(super) binary: bool,
     pub(super) limit: Duration,
@@ -43,6 +44,7 @@ impl Test {
             name,
             body,
             needs: &[],
+            procfs_needs: &[],
             each_source: false,
             binary: true,
             limit: Duration::from_secs(30),
@@ -60,6 +62,13 @@ impl Test {
     #[must_use]
     pub const fn needs(mut self, needs: &'static [&'static str]) -> Self {
         self.needs = needs;
+        self
+    }
+
+    /// Names what its run on /proc needs besides.
+    #[must_use]
+    pub const fn procfs_needs(mut self, needs: &'static [&'static str]) -> Self {
+        self.procfs_needs = needs;
         self
     }
 
@@ -95,12 +104,12 @@ impl Case {
 
     /// Everything that it needs.
     pub(super) fn needs(&self) -> Vec<&'static str> {
-        let of_source: &[_] = match self.source {
-            None => &[],
-            Some(Source::Bpf) => &["root", "iter/task_file"],
-            Some(Source::Procfs) => &["root", "procfs"],
+        let (of_source, more): (&[_], &[_]) = match self.source {
+            None => (&[], &[]),
+            Some(Source::Bpf) => (&["root", "iter/task_file"], &[]),
+            Some(Source::Procfs) => (&["root", "procfs"], self.test.procfs_needs),
         };
-        of_source.iter().chain(self.test.needs).copied().collect()
+        of_source.iter().chain(self.test.needs).chain(more).copied().collect()
     }
 }
 

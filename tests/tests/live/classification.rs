@@ -10,11 +10,13 @@ use lockwatch_tests::{each_source, same};
 use crate::stories::{HELD, LEAKED, SHELL_IDIOM};
 
 pub(crate) const TESTS: &[Test] = &[
-    each_source!(a_leak_across_exec_is_orphaned),
-    each_source!(a_leak_into_another_program_is_orphaned).needs(&["program:cat"]),
+    each_source!(a_leak_across_exec_is_orphaned).procfs_needs(&["every-process"]),
+    each_source!(a_leak_into_another_program_is_orphaned)
+        .needs(&["program:cat"])
+        .procfs_needs(&["every-process"]),
     each_source!(a_leaked_ofd_lock_is_orphaned),
-    each_source!(a_leaked_lease_is_orphaned),
-    each_source!(an_unreaped_acquirer_counts_as_dead),
+    each_source!(a_leaked_lease_is_orphaned).procfs_needs(&["every-process"]),
+    each_source!(an_unreaped_acquirer_counts_as_dead).procfs_needs(&["every-process"]),
     each_source!(the_shell_idiom_is_shared),
     each_source!(the_shell_idiom_of_a_real_shell_is_shared).needs(&[
         "program:sh",

@@ -12,7 +12,7 @@ use crate::stories::{FREE, HELD, LEAKED, SHELL_IDIOM};
 
 pub(crate) const TESTS: &[Test] = &[
     each_source!(a_scan_without_findings_ends_with_0),
-    each_source!(a_scan_with_findings_ends_with_1),
+    each_source!(a_scan_with_findings_ends_with_1).procfs_needs(&["every-process"]),
     once!(check_of_a_free_file_ends_with_0).needs(&["root"]),
     once!(check_of_an_orphaned_lock_ends_with_1).needs(&["root"]),
     once!(check_of_a_held_file_ends_with_3).needs(&["root"]),

@@ -6,7 +6,9 @@ use lockwatch_tests::{each_source, same};
 
 pub(crate) const TESTS: &[Test] = &[
     each_source!(an_acquirer_in_another_namespace_has_both_its_pids).needs(&["pidns"]),
-    each_source!(a_leak_in_another_namespace_is_orphaned).needs(&["pidns"]),
+    each_source!(a_leak_in_another_namespace_is_orphaned)
+        .needs(&["pidns"])
+        .procfs_needs(&["every-process"]),
     each_source!(inside_a_living_acquirer_has_its_inner_pid).needs(&["pidns", "mounts"]),
     each_source!(inside_a_dead_acquirers_lock_is_shown).needs(&["pidns", "mounts"]),
     each_source!(inside_a_lock_from_outside_is_shown_and_no_orphan).needs(&["pidns", "mounts"]),

@@ -13,7 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     each_source!(a_report_names_its_source_kernel_and_host),
     once!(bpf_is_taken_where_it_loads).needs(&["root", "iter/task_file"]),
     once!(bpf_sees_everything_as_root).needs(&["root", "iter/task_file"]),
-    once!(both_sources_tell_the_same).needs(&["root", "iter/task_file"]),
+    once!(both_sources_tell_the_same).needs(&["root", "iter/task_file", "every-process"]),
     once!(without_privilege_it_falls_back_and_says_so_once).needs(&["nobody"]),
     once!(without_privilege_bpf_is_refused_in_one_line).needs(&["nobody"]),
     once!(without_privilege_own_locks_are_told_fully).needs(&["nobody"]),

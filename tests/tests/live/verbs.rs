@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::stories::{FREE, HELD, LEAKED, SHELL_IDIOM};
 
 pub(crate) const TESTS: &[Test] = &[
-    each_source!(explain_tells_the_chain_of_a_leak),
+    each_source!(explain_tells_the_chain_of_a_leak).procfs_needs(&["every-process"]),
     each_source!(explain_names_a_living_holder),
     each_source!(explain_says_why_a_dead_acquirer_is_no_orphan),
     each_source!(explain_names_who_waits),

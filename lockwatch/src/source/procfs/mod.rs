@@ -73,6 +73,9 @@ impl Default for Options {
     }
 }
 
+/// The first kernel of which `/proc/locks` shows whole queues.
+const QUEUES_SHOWN: (u32, u32) = (5, 13);
+
 /// Reads one snapshot.
 ///
 /// Takes time in proportion to the number of descriptors of the machine, and to the square of the
@@ -115,6 +118,11 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
     if made.lost_waiters > 0 {
         limits
             .hides_holders(format!("the file of {} waiters could not be told", made.lost_waiters));
+    }
+    if let Some((major, minor)) = reader.kernel
+        && (major, minor) < QUEUES_SHOWN
+    {
+        limits.lacks("before 5.13 /proc/locks leaves out requests that wait behind other requests");
     }
     if made.unreferenced > 0 {
         limits.lacks(format!(

@@ -23,6 +23,8 @@ const INITIAL_PID_NS: u64 = 0xEFFF_FFFC;
 pub(in crate::source) struct Reader {
     /// Its pid namespace, where the link could be read.
     pid_ns: Option<u64>,
+    /// Version of its kernel.
+    pub(in crate::source) kernel: Option<(u32, u32)>,
 }
 
 impl Reader {
@@ -34,7 +36,9 @@ impl Reader {
                 .map_err(|fault| limits.fault(fault))
                 .ok()
         });
-        Ok(Self { pid_ns })
+        let mut buffer = Vec::new();
+        let release = read_file(&folder, "sys/kernel/osrelease", &mut buffer).ok();
+        Ok(Self { pid_ns, kernel: release.and_then(version) })
     }
 
     /// True where every task and lock of the machine has a pid here.
@@ -202,6 +206,12 @@ fn known(pid: Pid) -> Option<Pid> {
     (pid > 0).then_some(pid)
 }
 
+/// `MAJOR.MINOR` at the beginning of a release.
+fn version(release: &[u8]) -> Option<(u32, u32)> {
+    let mut numbers = std::str::from_utf8(release).ok()?.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// The path in the unified hierarchy, else in systemd's own, else in the first one.
 fn control_group(text: &[u8]) -> Option<Box<[u8]>> {
     let lines = || text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
@@ -216,6 +226,13 @@ fn control_group(text: &[u8]) -> Option<Box<[u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_begins_with_its_version() {
+        assert_eq!(version(b"5.10.0-46-cloud-amd64\n"), Some((5, 10)));
+        assert_eq!(version(b"7.2.13+deb14"), Some((7, 2)));
+        assert_eq!(version(b"unknown"), None);
+    }
 
     #[test]
     fn the_control_group_is_that_of_the_unified_hierarchy() {
