@@ -19,7 +19,7 @@ use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
-use lockwatch_common::offsets;
+use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::snapshot::{State, WALKED_MAP, WINDOW_MAP};
 use record::{Record, RecordError, Records};
 use window::MappedWindow;
@@ -126,15 +126,19 @@ fn failed<E: std::fmt::Debug + std::fmt::Display>(what: &'static str) -> impl Fn
 
 impl TaskFileIterator {
     fn load() -> Result<Self, BpfError> {
-        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-        let kernel = btf::Btf::parse(&bytes)?;
-        let targets = kernel.only_function(&format!("bpf_iter_{PROGRAM}"))?;
-        let targets =
-            Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))?;
-        let words = layout::offsets(&kernel, kernel.allows_d_path())?.words();
-        let mut object = EbpfLoader::new()
+        // The loader reads the kernel's whole type information when it is made, wanted or not;
+        // meanwhile what is needed of it is found here.
+        let (loader, types) = std::thread::scope(|scope| {
+            let loader = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
+            let types = Types::read();
+            let loader = loader.ok().and_then(|loader| loader.join().ok());
+            (loader.unwrap_or_default(), types)
+        });
+        let Types { offsets, targets } = types?;
+        let mut loader = loader;
+        let mut object = loader
             .btf(None)
-            .override_global(offsets::GLOBAL, &words, true)
+            .override_global(offsets::GLOBAL, &offsets, true)
             .map_max_entries(WALKED_MAP, walked_entries())
             .load(OBJECT)
             .map_err(failed("object"))?;
@@ -180,6 +184,26 @@ impl TaskFileIterator {
                 return Err(BpfError::Stuck { visited: after.visited });
             }
         }
+    }
+}
+
+/// What is needed of the kernel's type information.
+struct Types {
+    offsets: [u32; Offsets::WORDS],
+    /// The function that the program is attached to, and nothing else.
+    targets: Btf,
+}
+
+impl Types {
+    fn read() -> Result<Self, BpfError> {
+        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+        let kernel = btf::Btf::parse(&bytes)?;
+        let targets = kernel.only_function(&format!("bpf_iter_{PROGRAM}"))?;
+        Ok(Self {
+            offsets: layout::offsets(&kernel, kernel.allows_d_path())?.words(),
+            targets: Btf::parse(&targets, Endianness::default())
+                .map_err(failed("type information"))?,
+        })
     }
 }
 
