@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn scans(median: f64, peak: u64) -> Scans {
-        Scans { seconds: stats(median), peak }
+        Scans { seconds: stats(median), cpu: median, peak }
     }
 
     fn cell(locks: usize, bpf: f64, lslocks: Peer) -> Cell {

@@ -1,18 +1,22 @@
 //! What the figures were measured on, and how quiet it was.
 //!
-//! Reads /proc alone, and waits for nothing but its own short look at the processors.
+//! Reads /proc alone, and asks nobody to be quiet: it waits a little, and then says how it was.
 
 use std::fs;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{command, workspace};
+use crate::{command, interrupt, workspace};
 
 /// How long a look at the processors lasts.
 const LOOK: Duration = Duration::from_millis(400);
+/// Others that take less than this share of the processors do not disturb.
+pub(super) const QUIET: f64 = 0.1;
+/// How long a step waits for that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The machine, and the versions of what is measured.
 pub(super) struct Machine {
@@ -55,6 +59,18 @@ pub(super) fn others() -> Result<f64> {
     let before = read()?;
     thread::sleep(LOOK);
     Ok(busy(&before, &read()?).unwrap_or(0.0))
+}
+
+/// Waits a little for a moment in which others let the machine be, and answers their share in the
+/// last moment that was looked at.
+pub(super) fn quiet() -> Result<f64> {
+    let started = Instant::now();
+    loop {
+        let others = others()?;
+        if others <= QUIET || started.elapsed() > PATIENCE || interrupt::happened() {
+            return Ok(others);
+        }
+    }
 }
 
 fn busy(before: &str, after: &str) -> Option<f64> {

@@ -20,6 +20,8 @@ const SLICE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Run {
     pub(super) seconds: f64,
+    /// Processor time, the kernel's for it included: what other work on the machine changes least.
+    pub(super) cpu: f64,
     /// Peak resident memory of the program and of what it started, in bytes.
     pub(super) peak: u64,
     pub(super) code: Option<i32>,
@@ -84,7 +86,7 @@ pub(super) fn bounded(command: &mut Command, bound: Duration) -> Result<Bounded>
         // It may have ended meanwhile; it has not been waited for, so the pid is still its own.
         let _ = kill_process(pid, Signal::KILL);
     }
-    let (status, peak) = reap(pid).with_context(|| shown(command))?;
+    let (status, usage) = reap(pid).with_context(|| shown(command))?;
     if !in_time.with_context(|| shown(command))? {
         return Ok(Bounded::Cut(bound.as_secs_f64()));
     }
@@ -92,7 +94,9 @@ pub(super) fn bounded(command: &mut Command, bound: Duration) -> Result<Bounded>
         return Err(anyhow!("`{}` died by signal {}", shown(command), libc::WTERMSIG(status)));
     }
     let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-    Ok(Bounded::Ended(Run { seconds: elapsed, peak, code }))
+    let peak = u64::try_from(usage.ru_maxrss).context("a negative size")? * 1024;
+    let cpu = seconds(usage.ru_utime) + seconds(usage.ru_stime);
+    Ok(Bounded::Ended(Run { seconds: elapsed, cpu, peak, code }))
 }
 
 /// Runs to the end and answers its stdout.
@@ -127,8 +131,12 @@ fn wait_until(pid: Pid, started: Instant, bound: Duration) -> Result<bool> {
     }
 }
 
-/// Waits for a child's end: its status, and its peak memory.
-fn reap(pid: Pid) -> Result<(libc::c_int, u64)> {
+fn seconds(time: libc::timeval) -> f64 {
+    time.tv_sec as f64 + time.tv_usec as f64 / 1e6
+}
+
+/// Waits for a child's end: its status, and what it used.
+fn reap(pid: Pid) -> Result<(libc::c_int, libc::rusage)> {
     let mut status = 0;
     // SAFETY: `struct rusage` is plain data, for which zeroes are a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -138,8 +146,7 @@ fn reap(pid: Pid) -> Result<(libc::c_int, u64)> {
         let found =
             unsafe { libc::wait4(pid.as_raw_nonzero().get(), &raw mut status, 0, &raw mut usage) };
         if found >= 0 {
-            let kilobytes = u64::try_from(usage.ru_maxrss).context("a negative size")?;
-            return Ok((status, kilobytes * 1024));
+            return Ok((status, usage));
         }
         let error = std::io::Error::last_os_error();
         if error.kind() != std::io::ErrorKind::Interrupted {

@@ -108,7 +108,7 @@ fn as_root(args: &ScanArgs, binary: PathBuf, json: Option<PathBuf>) -> Result<Ex
 fn measure_all(args: &ScanArgs, binary: &std::path::Path) -> Result<Results> {
     let machine = Machine::look()?;
     let others = machine::others()?;
-    if others > 0.1 {
+    if others > machine::QUIET {
         progress::say(&format!(
             "other work takes {:.0} % of the processors: the figures will be worse for it",
             others * 100.0

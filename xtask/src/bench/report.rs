@@ -70,7 +70,8 @@ impl Results {
                 self.load_after,
                 self.most_others() * 100.0
             ),
-            "medians of whole processes from start to end, output to /dev/null".to_owned(),
+            "medians of whole processes from start to end, output to /dev/null; cpu is their processor \
+             time, the kernel's included".to_owned(),
         ];
         let bullet = if style == Style::Markdown { "- " } else { "" };
         lines.iter().map(|line| format!("{bullet}{line}\n")).collect::<String>() + "\n"
@@ -89,9 +90,11 @@ impl Results {
                 "locks",
                 "processes",
                 "bpf",
-                "(min)",
+                "min",
+                "cpu",
                 "procfs",
-                "(min)",
+                "min",
+                "cpu",
                 "lslocks",
                 "read /proc/locks",
                 "procfs/bpf",
@@ -109,8 +112,10 @@ impl Results {
                 count(cell.processes),
                 time(bpf.median),
                 time(bpf.least),
+                time(cell.bpf.cpu),
                 time(procfs.median),
                 time(procfs.least),
+                time(cell.procfs.cpu),
                 peer(cell.lslocks),
                 time(cell.read.median),
                 times(procfs.median / bpf.median),
@@ -180,14 +185,17 @@ impl Results {
     }
 
     fn idle(&self) -> Table {
-        let mut table =
-            Table::new("The machine as it is", &["source", "median", "min", "runs", "peak memory"]);
+        let mut table = Table::new(
+            "The machine as it is",
+            &["source", "median", "min", "cpu", "runs", "peak memory"],
+        );
         for (source, scans) in [(Source::Bpf, &self.idle.bpf), (Source::Procfs, &self.idle.procfs)]
         {
             table.row([
                 source.name().to_owned(),
                 time(scans.seconds.median),
                 time(scans.seconds.least),
+                time(scans.cpu),
                 count(scans.seconds.runs),
                 megabytes(scans.peak),
             ]);
@@ -272,7 +280,7 @@ fn pairs_json(pairs: &Pairs) -> Value {
 }
 
 fn scans_json(scans: &Scans) -> Value {
-    json!({"seconds": stats_json(scans.seconds), "peak_bytes": scans.peak})
+    json!({"seconds": stats_json(scans.seconds), "cpu_seconds": scans.cpu, "peak_bytes": scans.peak})
 }
 
 fn stats_json(stats: Stats) -> Value {

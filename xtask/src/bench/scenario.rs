@@ -65,6 +65,8 @@ impl Extent {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scans {
     pub(super) seconds: Stats,
+    /// The median of the processor time.
+    pub(super) cpu: f64,
     pub(super) peak: u64,
 }
 
@@ -155,7 +157,7 @@ impl Bench<'_> {
         let step = Step::start(format!("{locks} locks in {}", in_words(processes)));
         let folder = self.folder.below(&format!("mix-{locks}-{processes}"));
         let holders = Crowd { work: Work::Mix, locks, processes }.start(&folder)?;
-        let others = machine::others()?;
+        let others = machine::quiet()?;
         for source in [Source::Bpf, Source::Procfs] {
             self.lockwatch.check(source, &folder, locks)?;
         }
@@ -204,7 +206,7 @@ impl Bench<'_> {
         .map(|(what, one, separate, locks, processes)| {
             let step = Step::start(format!("{locks} {what} of one file, {}", in_words(processes)));
             let one = self.work(Crowd { work: one, locks, processes })?;
-            let others = machine::others()?;
+            let others = machine::quiet()?;
             let separate = self.work(Crowd { work: separate, locks, processes })?;
             step.done("");
             let [bpf, procfs] = [(one.0, separate.0), (one.1, separate.1)];
@@ -228,7 +230,7 @@ impl Bench<'_> {
     /// The machine as it is.
     pub(super) fn idle(&self) -> Result<Idle> {
         let step = Step::start("the machine as it is");
-        let others = machine::others()?;
+        let others = machine::quiet()?;
         let bpf = self.scans(Source::Bpf, self.extent.idle_runs)?;
         let procfs = self.scans(Source::Procfs, self.extent.idle_runs)?;
         step.done(&format!("bpf {:.0} ms", bpf.seconds.median * 1e3));
@@ -237,12 +239,14 @@ impl Bench<'_> {
 
     fn scans(&self, source: Source, runs: usize) -> Result<Scans> {
         let mut peak = 0;
+        let mut cpu = Vec::new();
         let seconds = stats((0..runs).map(|_| {
             let run = self.lockwatch.scan(source)?;
             peak = peak.max(run.peak);
+            cpu.push(run.cpu);
             Ok(run.seconds)
         }))?;
-        Ok(Scans { seconds, peak })
+        Ok(Scans { seconds, cpu: median(&cpu).context("no run")?, peak })
     }
 
     /// What each reader does to a process that locks and unlocks a file of its own.
