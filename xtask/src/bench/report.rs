@@ -242,6 +242,7 @@ fn peer(peer: Peer) -> String {
         Peer::Ran(stats) => time(stats.median),
         Peer::Cut(bound) => format!("> {bound:.0} s"),
         Peer::NotStarted => "not started".to_owned(),
+        Peer::Failed => "failed".to_owned(),
         Peer::Absent => "not installed".to_owned(),
     }
 }
@@ -250,7 +251,7 @@ fn cell_json(cell: &Cell) -> Value {
     let lslocks = match cell.lslocks {
         Peer::Ran(stats) => stats_json(stats),
         Peer::Cut(bound) => json!({"more_than": bound}),
-        Peer::NotStarted | Peer::Absent => Value::Null,
+        Peer::NotStarted | Peer::Failed | Peer::Absent => Value::Null,
     };
     json!({
         "locks": cell.locks, "processes": cell.processes,

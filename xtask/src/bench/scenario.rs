@@ -21,6 +21,9 @@ use crate::progress::Step;
 pub(super) const LSLOCKS_BOUND: Duration = Duration::from_secs(60);
 /// One that takes longer than this runs once only.
 const LSLOCKS_SLOW: f64 = 5.0;
+/// How often one that fails is started anew, and after what pause.
+const LSLOCKS_RETRIES: usize = 5;
+const LSLOCKS_PAUSE: Duration = Duration::from_secs(1);
 /// How many locks the one-file comparisons make.
 const RANGES: usize = 10_000;
 const SHARED: usize = 2_000;
@@ -78,6 +81,8 @@ pub(super) enum Peer {
     Cut(f64),
     /// Not started: fewer locks were too many already.
     NotStarted,
+    /// It gave up, again and again: it does so while any lease break waits on the machine.
+    Failed,
     /// Not installed.
     Absent,
 }
@@ -180,13 +185,16 @@ impl Bench<'_> {
             return Ok(Peer::NotStarted);
         }
         let mut seconds = Vec::new();
+        let mut failures = 0;
         while seconds.len() < self.extent.procfs_runs {
             match contender::lslocks(LSLOCKS_BOUND)? {
                 Bounded::Cut(bound) => return Ok(Peer::Cut(bound)),
                 Bounded::Ended(run) if run.code == Some(0) => seconds.push(run.seconds),
-                Bounded::Ended(run) => {
-                    return Err(anyhow!("`lslocks --json` ended with exit code {:?}", run.code));
+                Bounded::Ended(_) if failures < LSLOCKS_RETRIES => {
+                    failures += 1;
+                    thread::sleep(LSLOCKS_PAUSE);
                 }
+                Bounded::Ended(_) => return Ok(Peer::Failed),
             }
             if seconds.iter().any(|&seconds| seconds > LSLOCKS_SLOW) {
                 break;
