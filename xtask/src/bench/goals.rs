@@ -98,7 +98,7 @@ pub(super) fn all(measured: &Measured<'_>) -> Vec<Goal> {
                     one.what,
                     in_words(one.processes)
                 ),
-                cost_ratio(together.median, apart.median, idle),
+                Some(cost_ratio(together.median, apart.median, idle)),
                 2.0,
                 table::times,
             ));
@@ -131,10 +131,14 @@ pub(super) fn all(measured: &Measured<'_>) -> Vec<Goal> {
     goals
 }
 
-/// One file's cost beside separate files', without what a scan of nothing costs. `None` where
-/// that leaves nothing to compare.
-pub(super) fn cost_ratio(together: f64, apart: f64, idle: f64) -> Option<f64> {
-    (apart > idle).then(|| (together - idle).max(0.0) / (apart - idle))
+/// One file's cost beside separate files': without what a scan of nothing costs, or with it where
+/// the locks add too little to that to be told from noise.
+pub(super) fn cost_ratio(together: f64, apart: f64, idle: f64) -> f64 {
+    const TOLD_FROM_NOISE: f64 = 1.25;
+    if apart < idle * TOLD_FROM_NOISE {
+        return together / apart;
+    }
+    (together - idle).max(0.0) / (apart - idle)
 }
 
 /// The worst, over the numbers of processes, of the cost a lock among many beside among fewer,
@@ -265,8 +269,8 @@ mod tests {
 
     #[test]
     fn one_file_is_compared_without_the_cost_of_nothing() {
-        assert_eq!(cost_ratio(0.5, 0.25, 0.125), Some(3.0));
-        assert_eq!(cost_ratio(0.04, 0.07, 0.05), Some(0.0));
-        assert_eq!(cost_ratio(0.09, 0.05, 0.05), None);
+        assert_eq!(cost_ratio(0.5, 0.25, 0.125), 3.0);
+        assert_eq!(cost_ratio(0.04, 0.07, 0.05), 0.0);
+        assert_eq!(cost_ratio(0.5, 0.25, 0.25), 2.0);
     }
 }
