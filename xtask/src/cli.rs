@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, check, interrupt, scan, setup, test, vm};
+use crate::{bench, build, check, interrupt, scan, setup, test, vm};
 
-/// Set-up, build, test and checks of lockwatch.
+/// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
 /// Every verb that needs the BPF toolchain sets it up first, once.
 #[derive(Parser)]
@@ -34,6 +34,7 @@ Examples:
   cargo xtask test deleted                those with `deleted` in their name
   cargo xtask vm 5.10 sid                 the live tests on these kernels, under qemu
   cargo xtask check                       formatting, lints, docs, the rules of the house
+  cargo xtask bench scan                  what a scan costs, beside lslocks (some minutes)
   cargo xtask build                       target/release/lockwatch, one file
 
 Environment:
@@ -61,15 +62,34 @@ enum Verb {
     Vm(vm::Args),
     /// Check formatting, lints, docs and the rules of the architecture
     Check,
+    /// Measure what lockwatch costs on this machine, beside what its peers cost
+    Bench {
+        #[command(subcommand)]
+        subject: bench::Subject,
+    },
+    /// Take locks and keep them: the benchmark's own processes
+    #[command(name = bench::holder::VERB, hide = true)]
+    BenchHolder {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 /// Reads argv, runs the verb, and says on stderr why it failed if it did.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A holder ends with the benchmark, by its own means, and must not outlive a signal.
+    if let Verb::BenchHolder { args } = &cli.verb {
+        return ended(bench::holder::run(args));
+    }
     let outcome = interrupt::install().and_then(|()| run(cli.verb));
     if interrupt::happened() {
         return ExitCode::from(interrupt::EXIT_CODE);
     }
+    ended(outcome)
+}
+
+fn ended(outcome: Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
         ExitCode::from(2)
@@ -84,6 +104,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Vm(args) => vm::run(&args),
         Verb::Check => check::run(),
+        Verb::Bench { subject } => bench::run(&subject),
+        Verb::BenchHolder { args } => bench::holder::run(&args),
     }
 }
 

@@ -145,7 +145,8 @@ fn failure(command: &Command, status: ExitStatus, output: &str, advice: &str) ->
     anyhow!("`{}` failed ({status}){tail}{advice}", shown(command))
 }
 
-fn shown(command: &Command) -> String {
+/// The command as a human would type it.
+pub(crate) fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(OsStr::to_string_lossy)

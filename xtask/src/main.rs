@@ -3,6 +3,7 @@
 //! Starts the command line and turns its answer into an exit code. Each verb has a file of its
 //! own; this one decides nothing.
 
+mod bench;
 mod bpf;
 mod build;
 mod cache;
