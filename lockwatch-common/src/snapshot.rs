@@ -5,8 +5,10 @@
 
 /// The name of the map that holds the [`Window`].
 pub const WINDOW_MAP: &str = "WINDOW";
-/// The name of the map of inodes whose lists were walked already.
+/// The name of the map of inodes whose lists were walked already; a power of two of entries.
 pub const WALKED_MAP: &str = "WALKED";
+/// The name of the global that holds the number of its entries less one.
+pub const WALKED_MASK: &str = "WALKED_MASK";
 /// Bytes for records in a [`Window`].
 pub const WINDOW_BYTES: usize = 512 * 1024;
 /// The longest path that is written, with its closing NUL (`PATH_MAX`).

@@ -14,7 +14,7 @@ use lockwatch_common::snapshot::{
 };
 
 use crate::kernel::{member, offset, read_into, read_u32, read_u64};
-use crate::window::{WALKED, advance, append, header, room, state, window};
+use crate::window::{advance, append, header, is_walked, room, set_walked, state, window};
 
 /// `struct bpf_iter__task_file`: the same from 5.8 on.
 #[repr(C)]
@@ -58,12 +58,14 @@ unsafe fn visit(window: *mut Window, task: *const u8, fd: u32, file: *const u8) 
             return NEXT;
         }
 
+        // A plain number, because the verifier allows no sums with a typed pointer.
+        let address = read_u64(file as u64 + offset!(file_inode) as u64);
         if place.inode != inode as u64 {
             if place.inode != 0 {
                 // The descriptor that led to that inode was closed between two reads.
                 abandon(place);
             }
-            if WALKED.get_ptr(inode as u64).is_none() {
+            if !is_walked(address) {
                 if !file_record(window, file, inode) {
                     return AGAIN;
                 }
@@ -74,7 +76,7 @@ unsafe fn visit(window: *mut Window, task: *const u8, fd: u32, file: *const u8) 
             for _ in 0..STEPS_PER_RUN {
                 match step(window, inode as u64, locks) {
                     Step::Done => {
-                        let _ = WALKED.insert(inode as u64, 0u8, 0);
+                        set_walked(address);
                         place.inode = 0;
                         break;
                     }

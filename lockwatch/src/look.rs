@@ -3,11 +3,12 @@
 //! Refuses to report what only one reading saw of a lock that may be on its way out: such an orphan
 //! must be there twice.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread::sleep;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::engine::classify::{Reason, State};
@@ -125,12 +126,15 @@ fn conclude(
     };
     snapshot.limits.sort();
     snapshot.limits.dedup();
-    Look {
-        files: files.iter().map(identity).collect(),
-        view: View::new(snapshot, &key, NOT_SEARCHED),
-        source,
-        clock: now(),
-    }
+    let clock = now();
+    log::debug!(
+        "{source}: {} locks, {} references",
+        snapshot.locks.len(),
+        snapshot.references.len()
+    );
+    let view = View::new(snapshot, &key, NOT_SEARCHED);
+    log::debug!("concluded");
+    Look { files: files.iter().map(identity).collect(), view, source, clock }
 }
 
 fn now() -> Clock {

@@ -7,7 +7,9 @@ use lockwatch::failure::{self, EXIT_CLEAR};
 use lockwatch::{check, doctor, explain, scan};
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
+        .format_timestamp_micros()
+        .init();
     failure::exit(match cli::parse() {
         Command::Scan(scan) => scan::run(&scan),
         Command::Check(file, source) => check::run(&file, source),

@@ -1,7 +1,9 @@
 //! `lockwatch scan`: every lock on this machine, or those on the targets.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -89,7 +91,9 @@ fn once(scan: &Scan, clear: bool) -> anyhow::Result<u8> {
         source,
         clock,
     };
-    let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    // Standard output proper would look for the end of a line in every byte of it.
+    let stdout = io::stdout().as_fd().try_clone_to_owned().context("scan: standard output")?;
+    let mut out = BufWriter::with_capacity(BUFFER, File::from(stdout));
     if clear {
         out.write_all(CLEAR_SCREEN)?;
     }
@@ -108,5 +112,10 @@ fn once(scan: &Scan, clear: bool) -> anyhow::Result<u8> {
             crate::failure::tell(format_args!("not complete: {limit}"));
         }
     }
-    Ok(if report.orphaned() > 0 { EXIT_FINDINGS } else { EXIT_CLEAR })
+    let code = if report.orphaned() > 0 { EXIT_FINDINGS } else { EXIT_CLEAR };
+    if scan.watch.is_none() {
+        // The process ends: the kernel takes a hundred thousand small pieces back at once.
+        std::mem::forget(view);
+    }
+    Ok(code)
 }

@@ -3,8 +3,9 @@
 //! Refuses to match by path, range or inode alone: a descriptor of another description of the same
 //! file holds nothing.
 
-use std::collections::HashMap; // not iterated
 use std::sync::Arc;
+
+use hashbrown::HashMap; // not iterated
 
 use super::identity::Owner;
 use super::snapshot::{FileIx, Lock, Reference, Snapshot};

@@ -72,19 +72,18 @@ pub fn assign(snapshot: &Snapshot, key: &IdKey) -> Vec<LockId> {
         *twin += 1;
         ids.push(LockId { dev: file.dev, ino: file.ino, hash: hash.finish(), long: false });
     }
-    lengthen_where_ambiguous(&mut ids);
     ids
 }
 
-fn lengthen_where_ambiguous(ids: &mut [LockId]) {
-    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
-    let short = |id: &LockId| (id.dev, id.ino, id.hash >> 32);
-    order.sort_unstable_by_key(|&index| short(&ids[index as usize]));
-    for pair in order.windows(2) {
-        let (a, b) = (pair[0] as usize, pair[1] as usize);
-        if short(&ids[a]) == short(&ids[b]) {
-            ids[a].long = true;
-            ids[b].long = true;
+/// Has the ids of one file's locks written in full where their short forms look alike.
+pub fn lengthen_where_ambiguous<'a>(ids: impl Iterator<Item = &'a mut LockId>) {
+    let mut ids: Vec<&mut LockId> = ids.collect();
+    ids.sort_unstable_by_key(|id| id.hash);
+    let short = |id: &LockId| id.hash >> 32;
+    for index in 1..ids.len() {
+        if short(ids[index - 1]) == short(ids[index]) {
+            ids[index - 1].long = true;
+            ids[index].long = true;
         }
     }
 }
@@ -148,7 +147,7 @@ mod tests {
         let id = |hash| LockId { dev: Dev { major: 0, minor: 1 }, ino: 5, hash, long: false };
         let mut ids =
             [id(0x1111_1111_0000_0001), id(0x1111_1111_0000_0002), id(0x2222_2222_0000_0000)];
-        lengthen_where_ambiguous(&mut ids);
+        lengthen_where_ambiguous(ids.iter_mut());
         assert_eq!(ids[0].to_string(), "00:01:5-1111111100000001");
         assert_eq!(ids[1].to_string(), "00:01:5-1111111100000002");
         assert_eq!(ids[2].to_string(), "00:01:5-22222222");

@@ -78,9 +78,17 @@ impl View {
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
         let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
+        let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+        order.sort_unstable_by_key(|&index| {
+            let (lock, id) = (&snapshot.locks[index as usize], &ids[index as usize]);
+            (id.dev, id.ino, lock.kind, lock.range.start, id.hash)
+        });
+        let mut place = vec![0u32; ids.len()];
         let mut locks = Vec::with_capacity(ids.len());
         let mut survivors = Vec::new();
-        for (index, (lock, id)) in snapshot.locks.iter().zip(ids).enumerate() {
+        for (at, &index) in order.iter().enumerate() {
+            place[index as usize] = at as u32;
+            let (lock, id) = (&snapshot.locks[index as usize], ids[index as usize]);
             let held_by = holders.of(lock);
             survivors.clear();
             survivors.extend(held_by.iter().map(|&reference| survivor(&snapshot, lock, reference)));
@@ -97,25 +105,15 @@ impl View {
                 hidden,
                 not_searched,
             });
-            let waiters = std::mem::take(&mut waits.waiters[index]);
+            let waiters = std::mem::take(&mut waits.waiters[index as usize]);
             let file = &snapshot.files[lock.file.0 as usize];
             let flags = flags(lock, file, &verdict, &survivors, !waiters.is_empty());
-            locks.push(LockView {
-                id,
-                lock: index as u32,
-                verdict,
-                flags,
-                holders: held_by,
-                waiters,
-            });
+            locks.push(LockView { id, lock: index, verdict, flags, holders: held_by, waiters });
         }
-        locks.sort_by_key(|view| {
-            let lock = &snapshot.locks[view.lock as usize];
-            (view.id.dev, view.id.ino, lock.kind, lock.range.start, view.id.hash)
-        });
-        let mut place = vec![0u32; locks.len()];
-        for (index, view) in locks.iter().enumerate() {
-            place[view.lock as usize] = index as u32;
+        for of_file in locks.chunk_by_mut(|a, b| (a.id.dev, a.id.ino) == (b.id.dev, b.id.ino)) {
+            if of_file.len() > 1 {
+                id::lengthen_where_ambiguous(of_file.iter_mut().map(|lock| &mut lock.id));
+            }
         }
         let blockers = waits
             .blockers

@@ -5,8 +5,10 @@
 use std::io;
 
 use base64::Engine as _;
+use hashbrown::HashMap; // not iterated
 use serde::Serialize;
-use serde::ser::{SerializeSeq as _, Serializer};
+use serde::ser::Serializer;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::clock::Timestamp;
 use super::{Report, labels};
@@ -18,17 +20,25 @@ use crate::engine::view::{LockView, View};
 /// The number of the schema; another one may mean other names.
 pub const SCHEMA: u32 = 1;
 
+/// Locks that are written in one piece; more are written by several threads at once.
+const CHUNK: usize = 2048;
+
 /// Writes the report and a newline.
 ///
 /// # Errors
 /// Those of `out`.
 pub fn write(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, &document(report))?;
-    out.write_all(b"\n")
-}
-
-fn document<'a>(report: &'a Report<'a>) -> Document<'a> {
     let view = report.view;
+    let head = Head {
+        schema: SCHEMA,
+        host: report.host,
+        kernel: report.kernel,
+        source: report.source,
+        history: false,
+        scanned_at: report.clock.now(),
+        complete: view.is_complete(),
+        limits: view.snapshot.limits.iter().map(|limit| limit.what.as_str()).collect(),
+    };
     let findings = report
         .asked
         .iter()
@@ -40,27 +50,111 @@ fn document<'a>(report: &'a Report<'a>) -> Document<'a> {
             message: labels::finding(view, lock),
         })
         .collect();
-    Document {
-        schema: SCHEMA,
-        host: report.host,
-        kernel: report.kernel,
-        source: report.source,
-        history: false,
-        scanned_at: report.clock.now(),
-        complete: view.is_complete(),
-        limits: view.snapshot.limits.iter().map(|limit| limit.what.as_str()).collect(),
-        locks: Locks(report),
-        findings,
-        summary: Summary {
-            locks: report.asked.len(),
-            orphaned: report.orphaned(),
-            waiters: report.waiters(),
-        },
+    let summary = Summary {
+        locks: report.asked.len(),
+        orphaned: report.orphaned(),
+        waiters: report.waiters(),
+    };
+    // One object in three pieces: its braces are taken off where they meet.
+    let head = serde_json::to_vec(&head)?;
+    out.write_all(head.strip_suffix(b"}").unwrap_or(&head))?;
+    out.write_all(b",\"locks\":[")?;
+    write_locks(out, report)?;
+    out.write_all(b"],")?;
+    let tail = serde_json::to_vec(&Tail { findings, summary })?;
+    out.write_all(tail.strip_prefix(b"{").unwrap_or(&tail))?;
+    out.write_all(b"\n")
+}
+
+/// Writes the elements of the list, in order. Each thread writes every so-many-th chunk.
+fn write_locks(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
+    let report = &Context { report, processes: process_texts(report)? };
+    let chunks = report.report.listed.chunks(CHUNK);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chunks.len());
+    if threads <= 1 {
+        let mut comma = false;
+        for chunk in chunks {
+            out.write_all(&write_chunk(report, chunk, &mut comma)?)?;
+        }
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let mut sources = Vec::with_capacity(threads);
+        for first in 0..threads {
+            let (send, receive) = std::sync::mpsc::sync_channel(1);
+            let chunks = chunks.clone().skip(first).step_by(threads);
+            std::thread::Builder::new().spawn_scoped(scope, move || {
+                let mut comma = first > 0;
+                for chunk in chunks {
+                    // Where nobody receives any more, writing failed.
+                    if send.send(write_chunk(report, chunk, &mut comma)).is_err() {
+                        break;
+                    }
+                }
+            })?;
+            sources.push(receive);
+        }
+        for source in (0..chunks.len()).map(|index| &sources[index % threads]) {
+            let chunk = source.recv().map_err(io::Error::other)?;
+            out.write_all(&chunk?)?;
+        }
+        Ok(())
+    })
+}
+
+fn write_chunk(context: &Context<'_>, chunk: &[u32], comma: &mut bool) -> io::Result<Vec<u8>> {
+    /// A lock takes about so many bytes.
+    const TYPICAL: usize = 640;
+    let mut text = Vec::with_capacity(chunk.len() * TYPICAL);
+    for &place in chunk {
+        if std::mem::replace(comma, true) {
+            text.push(b',');
+        }
+        let view = context.report.view;
+        serde_json::to_writer(&mut text, &lock(context, &view.locks[place as usize]))?;
+    }
+    Ok(text)
+}
+
+/// The report, and the texts that one process has in common in all its places.
+struct Context<'a> {
+    report: &'a Report<'a>,
+    processes: HashMap<Pid, ProcessText>, // not iterated
+}
+
+/// Values that are the same wherever a process is named, written once.
+struct ProcessText {
+    comm: Box<RawValue>,
+    exe: Option<Box<RawValue>>,
+    cgroup: Option<Box<RawValue>>,
+    start_time: Option<Box<RawValue>>,
+}
+
+fn process_texts(report: &Report<'_>) -> io::Result<HashMap<Pid, ProcessText>> {
+    let bytes = |bytes: &[u8]| Ok::<_, serde_json::Error>(to_raw_value(&Lossy(bytes))?);
+    let text = |(&pid, process): (&Pid, &Process)| {
+        let start = process.start.map(|start| report.clock.at(start));
+        Ok((
+            pid,
+            ProcessText {
+                comm: bytes(&process.comm)?,
+                exe: process.exe.as_deref().map(bytes).transpose()?,
+                cgroup: process.cgroup.as_deref().map(bytes).transpose()?,
+                start_time: start.as_ref().map(to_raw_value).transpose()?,
+            },
+        ))
+    };
+    report.view.snapshot.processes.iter().map(text).collect()
+}
+
+impl Context<'_> {
+    fn process(&self, pid: Pid) -> Option<&ProcessText> {
+        self.processes.get(&pid)
     }
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct Head<'a> {
     schema: u32,
     host: &'a str,
     kernel: &'a str,
@@ -69,7 +163,10 @@ struct Document<'a> {
     scanned_at: Timestamp,
     complete: bool,
     limits: Vec<&'a str>,
-    locks: Locks<'a>,
+}
+
+#[derive(Serialize)]
+struct Tail<'a> {
     findings: Vec<Finding<'a>>,
     summary: Summary,
 }
@@ -103,18 +200,6 @@ struct Lossy<'a>(&'a [u8]);
 impl Serialize for Lossy<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&String::from_utf8_lossy(self.0))
-    }
-}
-
-struct Locks<'a>(&'a Report<'a>);
-
-impl Serialize for Locks<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.0.listed.len()))?;
-        for &place in self.0.listed {
-            list.serialize_element(&lock(self.0, &self.0.view.locks[place as usize]))?;
-        }
-        list.end()
     }
 }
 
@@ -156,10 +241,10 @@ struct Acquirer<'a> {
     ns_pid: Option<Pid>,
     alive: Option<bool>,
     recycled: bool,
-    comm: Option<Lossy<'a>>,
-    exe: Option<Lossy<'a>>,
-    start_time: Option<Timestamp>,
-    cgroup: Option<Lossy<'a>>,
+    comm: Option<&'a RawValue>,
+    exe: Option<&'a RawValue>,
+    start_time: Option<&'a RawValue>,
+    cgroup: Option<&'a RawValue>,
     exit: Option<()>,
 }
 
@@ -167,16 +252,16 @@ struct Acquirer<'a> {
 struct Holder<'a> {
     pid: Pid,
     tid: Pid,
-    comm: Option<Lossy<'a>>,
+    comm: Option<&'a RawValue>,
     via: &'static str,
     fd: Option<u32>,
-    start_time: Option<Timestamp>,
+    start_time: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
 struct Waiter<'a> {
     pid: Option<Pid>,
-    comm: Option<Lossy<'a>>,
+    comm: Option<&'a RawValue>,
     access: &'static str,
     since: Option<Timestamp>,
     blocked_by: Blockers<'a>,
@@ -190,44 +275,46 @@ impl<T: std::fmt::Display> Serialize for Each<'_, T> {
     }
 }
 
-struct Holders<'a>(&'a Report<'a>, &'a LockView);
+struct Holders<'a>(&'a Context<'a>, &'a LockView);
 
 impl Serialize for Holders<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self(Report { view, clock, .. }, lock) = self;
+        let Self(context, lock) = self;
+        let view = context.report.view;
         let of_table = view.lock(lock).kind.belongs_to_fd_table();
         serializer.collect_seq(view.holders(lock).map(|reference| {
-            let process = view.process(reference.pid);
-            let reader = process.and_then(|process| process.reader_pid);
+            let reader = view.process(reference.pid).and_then(|process| process.reader_pid);
+            let process = context.process(reference.pid);
             Holder {
                 pid: reader.unwrap_or(reference.pid),
                 tid: match reader {
                     Some(reader) if reference.tid == reference.pid => reader,
                     _ => reference.tid,
                 },
-                comm: process.map(|process| Lossy(&process.comm)),
+                comm: process.map(|process| &*process.comm),
                 via: if of_table { Via::Files.name() } else { reference.via.name() },
                 fd: reference.fd,
-                start_time: process.and_then(|process| process.start).map(|start| clock.at(start)),
+                start_time: process.and_then(|process| process.start_time.as_deref()),
             }
         }))
     }
 }
 
-struct Waiters<'a>(&'a View, &'a LockView);
+struct Waiters<'a>(&'a Context<'a>, &'a LockView);
 
 impl Serialize for Waiters<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self(view, lock) = self;
+        let Self(context, lock) = self;
+        let view = context.report.view;
         serializer.collect_seq(lock.waiters.iter().map(|&place| {
             let waiter = &view.snapshot.waiters[place as usize];
             let process = match waiter.requester {
-                RecordedPid::Local(pid) => view.process(pid),
+                RecordedPid::Local(pid) => context.process(pid),
                 _ => None,
             };
             Waiter {
                 pid: labels::recorded_pid(view, waiter.requester),
-                comm: process.map(|process| Lossy(&process.comm)),
+                comm: process.map(|process| &*process.comm),
                 access: waiter.access.name(),
                 since: None,
                 blocked_by: Blockers(view, &view.blockers[place as usize]),
@@ -244,8 +331,8 @@ impl Serialize for Blockers<'_> {
     }
 }
 
-fn lock<'a>(report: &'a Report<'a>, lock: &'a LockView) -> Lock<'a> {
-    let view = report.view;
+fn lock<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Lock<'a> {
+    let view = context.report.view;
     let facts = view.lock(lock);
     let file = view.file(lock);
     let path = file.path.as_deref();
@@ -270,26 +357,31 @@ fn lock<'a>(report: &'a Report<'a>, lock: &'a LockView) -> Lock<'a> {
         confidence: lock.verdict.confidence.name(),
         evidence: Each(&lock.verdict.evidence),
         flags: lock.flags.iter().map(|flag| flag.name()).collect(),
-        acquirer: acquirer(report, lock),
+        acquirer: acquirer(context, lock),
         acquired_at: None,
-        holders: Holders(report, lock),
-        waiters: Waiters(view, lock),
+        holders: Holders(context, lock),
+        waiters: Waiters(context, lock),
     }
 }
 
-fn acquirer<'a>(report: &'a Report<'a>, lock: &'a LockView) -> Acquirer<'a> {
-    let view = report.view;
+fn acquirer<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Acquirer<'a> {
+    let view = context.report.view;
+    let recorded = view.lock(lock).acquirer;
     let process: Option<&Process> = view.acquirer(lock);
+    let text = match recorded {
+        RecordedPid::Local(pid) if process.is_some() => context.process(pid),
+        _ => None,
+    };
     let remote = lock.verdict.state == State::Remote;
     Acquirer {
-        pid: labels::recorded_pid(view, view.lock(lock).acquirer),
+        pid: labels::recorded_pid(view, recorded),
         ns_pid: process.and_then(|process| process.ns_pid),
         alive: if remote { None } else { lock.verdict.acquirer_alive },
         recycled: lock.verdict.recycled,
-        comm: process.map(|process| Lossy(&process.comm)),
-        exe: process.and_then(|process| process.exe.as_deref()).map(Lossy),
-        start_time: process.and_then(|process| process.start).map(|start| report.clock.at(start)),
-        cgroup: process.and_then(|process| process.cgroup.as_deref()).map(Lossy),
+        comm: text.map(|text| &*text.comm),
+        exe: text.and_then(|text| text.exe.as_deref()),
+        start_time: text.and_then(|text| text.start_time.as_deref()),
+        cgroup: text.and_then(|text| text.cgroup.as_deref()),
         exit: None,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Refuses to look anything up: records in, facts out. What a record does not say stays `None`.
 
-use std::collections::{HashMap, HashSet};
+use hashbrown::{HashMap, HashSet};
 
 use lockwatch_common::snapshot::{
     InodeRecord, LockRecord, PF_EXITING, PF_FORKNOEXEC, ReferenceRecord, TargetRecord, TaskRecord,

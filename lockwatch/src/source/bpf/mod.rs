@@ -11,16 +11,17 @@ pub mod probe;
 pub mod record;
 mod window;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::sync::mpsc::sync_channel;
 
 use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use hashbrown::HashMap;
 use lockwatch_common::offsets::{self, Offsets};
-use lockwatch_common::snapshot::{State, WALKED_MAP, WINDOW_MAP};
+use lockwatch_common::snapshot::{State, WALKED_MAP, WALKED_MASK, WINDOW_MAP};
 use record::{Record, RecordError, Records};
 use window::MappedWindow;
 
@@ -69,6 +70,9 @@ const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loc
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "task_file";
 
+/// Windows that may wait to be put in order before the reader waits.
+const WINDOWS_AHEAD: usize = 4;
+
 /// Reads in a row that may pass without a record or a descriptor of a locked file before the
 /// iterator is taken for stuck; each stands for a million descriptors.
 const IDLE_READS: u32 = 1_000;
@@ -87,7 +91,14 @@ pub struct Reading {
 /// Where the kernel or the privileges do not allow it, or the iterator fails.
 pub fn read() -> Result<Reading, BpfError> {
     let mut assembler = Assembler::default();
-    let state = TaskFileIterator::load()?.read(|record| assembler.take(record))?;
+    let iterator = TaskFileIterator::load()?;
+    log::debug!("loaded");
+    let state = iterator.read_beside(|record| assembler.take(record))?;
+    log::debug!(
+        "read: {} descriptors of locked files, {} walks begun anew",
+        state.visited,
+        state.restarted
+    );
     let (mut snapshot, unlinked, own_files) = assembler.finish();
     if state.cut > 0 {
         snapshot.limits.push(Limit {
@@ -136,10 +147,13 @@ impl TaskFileIterator {
         });
         let Types { offsets, targets } = types?;
         let mut loader = loader;
+        let walked = walked_entries();
+        let mask = walked - 1;
         let mut object = loader
             .btf(None)
             .override_global(offsets::GLOBAL, &offsets, true)
-            .map_max_entries(WALKED_MAP, walked_entries())
+            .override_global(WALKED_MASK, &mask, true)
+            .map_max_entries(WALKED_MAP, walked)
             .load(OBJECT)
             .map_err(failed("object"))?;
         let window = match object.map(WINDOW_MAP) {
@@ -158,21 +172,35 @@ impl TaskFileIterator {
         Ok(Self { iterator, window, _object: object })
     }
 
-    /// Reads to the end and hands every record to `take`.
-    fn read(mut self, mut take: impl FnMut(Record<'_>)) -> Result<State, BpfError> {
+    /// Reads to the end on a thread of its own, and hands every record to `take` on this one: the
+    /// kernel goes on while what it told is being put in order.
+    fn read_beside(self, mut take: impl FnMut(Record<'_>)) -> Result<State, BpfError> {
+        std::thread::scope(|scope| {
+            let (send, receive) = sync_channel::<Vec<u8>>(WINDOWS_AHEAD);
+            let reader = std::thread::Builder::new()
+                .spawn_scoped(scope, move || self.read(|bytes| send.send(bytes.to_vec()).is_ok()))
+                .map_err(BpfError::Read)?;
+            for bytes in &receive {
+                Records::new(&bytes).try_for_each(|record| {
+                    take(record?);
+                    Ok::<_, RecordError>(())
+                })?;
+            }
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Reads to the end and hands every window to `take`, until it wants no more.
+    fn read(mut self, mut take: impl FnMut(&[u8]) -> bool) -> Result<State, BpfError> {
         let mut idle = 0;
         loop {
             let before = self.window.state();
             let read = self.iterator.read(&mut [0u8; 64]);
             let after = self.window.state();
-            self.window.drain(|bytes| {
-                Records::new(bytes).try_for_each(|record| {
-                    take(record?);
-                    Ok::<_, RecordError>(())
-                })
-            })?;
+            let wanted = self.window.drain(&mut take);
             match read {
                 Ok(0) => return Ok(after),
+                _ if !wanted => return Ok(after),
                 Ok(_) => {}
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}

@@ -14,6 +14,9 @@ pub(super) struct MappedWindow {
     window: NonNull<Window>,
 }
 
+// SAFETY: the mapping belongs to the process and to this value alone, whichever thread has it.
+unsafe impl Send for MappedWindow {}
+
 const PAGE: usize = 4096;
 const LENGTH: usize = size_of::<Window>().next_multiple_of(PAGE);
 
