@@ -73,6 +73,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Scan, and check what is listed: the benchmark's own process
+    #[command(name = bench::listing::VERB, hide = true)]
+    BenchListing {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 /// Reads argv, runs the verb, and says on stderr why it failed if it did.
@@ -106,6 +112,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Check => check::run(),
         Verb::Bench { subject } => bench::run(&subject),
         Verb::BenchHolder { args } => bench::holder::run(&args),
+        Verb::BenchListing { args } => bench::listing::run(&args),
     }
 }
 

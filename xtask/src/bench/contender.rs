@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::listing;
 use super::measure::{self, Bounded, Run};
-use crate::command::shown;
+use crate::command::{capture, shown};
 use crate::{interrupt, progress};
 
 /// How many scans a check may take.
@@ -62,18 +62,25 @@ impl Lockwatch {
     /// What other programs lock and unlock meanwhile can make the kernel show an entry of
     /// /proc/locks twice or not at all, so a scan that is wrong is told, and another one asked.
     pub(super) fn check(&self, source: Source, folder: &Path, locks: usize) -> Result<()> {
-        let mut command = self.command(source);
         let mut tries = 1..=CHECKS;
         loop {
-            let json = measure::output(&mut command)?;
-            let checked = listing::check(&json, folder, locks).with_context(|| shown(&command));
-            match checked {
+            match self.check_once(source, folder, locks) {
                 Err(error) if tries.next().is_some_and(|number| number < CHECKS) => {
                     progress::say(&format!("{error:#}; once more"));
                 }
                 checked => return checked,
             }
         }
+    }
+
+    /// In a process of its own: what this one ever had in memory counts as the peak of every
+    /// program that it starts.
+    fn check_once(&self, source: Source, folder: &Path, locks: usize) -> Result<()> {
+        let own = std::env::current_exe().context("finding this program's file")?;
+        let mut command = Command::new(own);
+        command.arg(listing::VERB).arg(&self.binary).arg(source.name());
+        command.arg(folder).arg(locks.to_string());
+        capture(&mut command, "").map(drop)
     }
 
     fn command(&self, source: Source) -> Command {

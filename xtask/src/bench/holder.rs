@@ -55,6 +55,13 @@ const WORKS: [(&str, Work); 6] = [
 ];
 
 impl Work {
+    /// What one process of a cell holds: flocks on separate files where it may have as many
+    /// descriptors, else the mix.
+    pub(crate) fn of_a_cell(count: usize) -> Self {
+        let fits = descriptors(Self::Flocks, count) <= descriptor_limit();
+        if fits { Self::Flocks } else { Self::Mix }
+    }
+
     /// Its name on the holder's command line.
     pub(crate) fn name(self) -> &'static str {
         WORKS.iter().find(|(_, work)| *work == self).map_or("", |(name, _)| name)

@@ -4,10 +4,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+use super::measure;
+use crate::command::shown;
 
 #[derive(Deserialize)]
 struct Listing<'a> {
@@ -40,8 +45,25 @@ struct Holder<'a> {
     via: Cow<'a, str>,
 }
 
+/// The hidden verb.
+pub(crate) const VERB: &str = "bench-listing";
+
+/// Scans and checks: BINARY SOURCE FOLDER COUNT.
+pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
+    let [binary, source, folder, count] = args else {
+        bail!("{VERB} takes BINARY SOURCE FOLDER COUNT")
+    };
+    let count =
+        count.to_str().and_then(|count| count.parse().ok()).context("COUNT is no number")?;
+    let mut command = Command::new(binary);
+    command.args(["scan", "--json", "--source"]).arg(source);
+    let json = measure::output(&mut command)?;
+    check(&json, Path::new(folder), count).with_context(|| shown(&command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Fails unless exactly `wanted` locks below `folder` are listed, each once and with a holder.
-pub(super) fn check(json: &[u8], folder: &Path, wanted: usize) -> Result<()> {
+fn check(json: &[u8], folder: &Path, wanted: usize) -> Result<()> {
     let listing: Listing<'_> = serde_json::from_slice(json).context("reading the scan's JSON")?;
     let ours: Vec<_> = listing
         .locks

@@ -7,7 +7,7 @@ mod folder;
 mod goals;
 pub(crate) mod holder;
 mod holders;
-mod listing;
+pub(crate) mod listing;
 mod machine;
 mod measure;
 mod report;

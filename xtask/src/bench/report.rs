@@ -125,8 +125,8 @@ impl Results {
             ]);
         }
         table.note(
-            "Each file has one flock and up to seven OFD byte ranges on one description: 8 locks a \
-             file in every row, because a process may not have 100,000 descriptors everywhere.",
+            "Each lock is an exclusive flock on a file of its own; where a process may not have as \
+             many descriptors, each file has one flock and up to seven OFD byte ranges instead.",
         );
         table.note(
             "In each row, with each source, the JSON was checked to list every lock once, with a \

@@ -161,7 +161,8 @@ impl Bench<'_> {
     fn cell(&self, locks: usize, processes: usize, too_many: bool) -> Result<Cell> {
         let step = Step::start(format!("{locks} locks in {}", in_words(processes)));
         let folder = self.folder.below(&format!("mix-{locks}-{processes}"));
-        let holders = Crowd { work: Work::Mix, locks, processes }.start(&folder)?;
+        let work = Work::of_a_cell(locks.div_ceil(processes));
+        let holders = Crowd { work, locks, processes }.start(&folder)?;
         let others = machine::quiet()?;
         for source in [Source::Bpf, Source::Procfs] {
             self.lockwatch.check(source, &folder, locks)?;
