@@ -35,6 +35,14 @@ pub(super) struct Unlinked {
     pub(super) reference: Option<(i32, u32)>,
 }
 
+/// What is to be looked up of files.
+pub(super) struct Loose {
+    /// Files whose path may name another by now.
+    pub(super) unlinked: Vec<Unlinked>,
+    /// Paths from the root of their file system, of files that no descriptor leads to.
+    pub(super) names: HashMap<FileIx, Vec<u8>>,
+}
+
 /// Takes records in the program's order.
 #[derive(Default)]
 pub(super) struct Assembler {
@@ -49,15 +57,25 @@ pub(super) struct Assembler {
     /// The granted lock under which a request queues, through others where need be.
     roots: HashMap<u64, u64>,
     unlinked: Vec<Unlinked>,
+    /// Paths that came name by name, the last one first.
+    names: HashMap<FileIx, Vec<u8>>,
+    /// The descriptor of lockwatch's own seeds, and their inode.
+    seeds: u32,
     /// Files of lockwatch's own descriptors.
     targets: HashMap<u32, (Dev, u64)>,
 }
 
 impl Assembler {
+    /// `seeds` is the descriptor of lockwatch's own locks, which are not told.
+    pub(super) fn new(seeds: u32) -> Self {
+        Self { seeds, ..Self::default() }
+    }
+
     pub(super) fn take(&mut self, record: Record<'_>) {
         match record {
             Record::Target(target) => self.target(&target),
             Record::Inode(inode, path) => self.inode(&inode, path),
+            Record::Name(inode, name) => self.name(inode, name),
             Record::Lock(lock) => self.lock(&lock),
             Record::Waiter(lock) => self.request(&lock),
             Record::Task(task) => self.task(&task),
@@ -89,6 +107,15 @@ impl Assembler {
             self.unlinked.push(Unlinked { file, reference: None });
         }
         self.inodes.insert(inode.inode, file);
+    }
+
+    fn name(&mut self, inode: u64, name: &[u8]) {
+        let Some(file) = self.file(inode) else { return };
+        if self.snapshot.files[file.0 as usize].path.is_none() {
+            let path = self.names.entry(file).or_default();
+            path.splice(..0, name.iter().copied());
+            path.insert(0, b'/');
+        }
     }
 
     fn file(&mut self, inode: u64) -> Option<FileIx> {
@@ -188,8 +215,17 @@ impl Assembler {
         });
     }
 
-    /// The snapshot, the files whose path may name another by now, and the targets.
-    pub(super) fn finish(mut self) -> (Snapshot, Vec<Unlinked>, HashMap<u32, (Dev, u64)>) {
+    /// The snapshot, what is to be looked up of its files, and the targets.
+    pub(super) fn finish(mut self) -> (Snapshot, Loose, HashMap<u32, (Dev, u64)>) {
+        if let Some(&seeds) = self.targets.get(&self.seeds) {
+            let files = &self.snapshot.files;
+            let is_seed = |file: FileIx| {
+                let file = &files[file.0 as usize];
+                (file.dev, file.ino) == seeds
+            };
+            self.snapshot.locks.retain(|lock| !is_seed(lock.file));
+            self.snapshot.references.retain(|reference| !is_seed(reference.file));
+        }
         if !self.unlinked.is_empty() {
             for reference in &self.snapshot.references {
                 if let Ok(place) =
@@ -201,7 +237,8 @@ impl Assembler {
             }
         }
         self.snapshot.stable_owners = true;
-        (self.snapshot, self.unlinked, self.targets)
+        let loose = Loose { unlinked: self.unlinked, names: self.names };
+        (self.snapshot, loose, self.targets)
     }
 }
 
