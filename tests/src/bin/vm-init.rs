@@ -51,6 +51,8 @@ fn main() {
         eprintln!("vm-init is the first process of a test VM and nothing else");
         std::process::exit(2);
     }
+    // From here on a panic of the kernel may have to do with what is tested.
+    eprintln!("\nvm-init: begins");
     if let Err(error) = run() {
         // The host repeats what follows these words.
         eprintln!("\nvm-init: failed: {error:#}");

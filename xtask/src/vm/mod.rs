@@ -153,6 +153,9 @@ fn status(columns: &[Column]) -> u8 {
     }
 }
 
+/// How often a kernel is booted that dies before a test could have anything to do with it.
+const BOOTS: u32 = 3;
+
 /// What all VMs of one run share.
 struct Run {
     base: Vec<u8>,
@@ -226,7 +229,18 @@ impl Run {
         fs::write(&initramfs, initramfs::complete(&self.base, &fetched.modules)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         progress::say(&format!("{}: booting {}", kernel.base, fetched.release));
-        let ended = boot::boot(&fetched.vmlinuz, &initramfs, &folder, self.timeout)?;
+        let mut boots = 1;
+        let ended = loop {
+            let ended = boot::boot(&fetched.vmlinuz, &initramfs, &folder, self.timeout)?;
+            if boots == BOOTS || !verdict::died_before_init(&ended) {
+                break ended;
+            }
+            boots += 1;
+            progress::say(&format!(
+                "{}: BOOTED AGAIN: the kernel panicked under emulation before init began",
+                kernel.base
+            ));
+        };
         let verdict = verdict::of_vm(&ended);
         let word = if verdict.is_red() { "RED" } else { "green" };
         progress::say(&format!("{}: {word} after {:.1} s", kernel.base, ended.seconds));

@@ -50,6 +50,7 @@ impl Verdict {
 
 /// The same form is printed by `tests/src/bin/vm-init.rs`.
 const END_MARK: &str = "lockwatch-vm-end";
+const INIT_BEGAN: &str = "vm-init: begins";
 const INIT_FAILED: &str = "vm-init: failed: ";
 const TAIL_LINES: usize = 40;
 
@@ -57,6 +58,12 @@ const TAIL_LINES: usize = 40;
 pub(crate) fn of_vm(ended: &Ended) -> Verdict {
     judge(ended)
         .unwrap_or_else(|reason| Verdict::Broken { reason, console_tail: tail(&ended.console) })
+}
+
+/// Whether the kernel panicked before anything of ours ran: what emulation does to it now and then.
+pub(crate) fn died_before_init(ended: &Ended) -> bool {
+    let ours = |line: &str| line.contains(INIT_BEGAN) || line.starts_with("test ");
+    ended.console.contains("Kernel panic") && !ended.console.lines().any(ours)
 }
 
 fn judge(ended: &Ended) -> Result<Verdict, String> {
@@ -232,6 +239,16 @@ mod tests {
         let mut cut = ended(END, &good);
         cut.report.truncate(20);
         assert!(broken(&cut).contains("damaged"));
+    }
+
+    #[test]
+    fn only_a_panic_before_init_is_no_word_about_the_tests() {
+        let panic = "[ 2.8] Kernel panic - not syncing: Fatal exception in interrupt\n";
+        let none = serde_json::Value::Null;
+        assert!(died_before_init(&ended(panic, &none)));
+        assert!(!died_before_init(&ended(&format!("vm-init: begins\n{panic}"), &none)));
+        assert!(!died_before_init(&ended(&format!("test a ... ok (0.1 s)\n{panic}"), &none)));
+        assert!(!died_before_init(&ended("vm-init: failed: no proc\n", &none)));
     }
 
     #[test]
