@@ -45,6 +45,8 @@ offsets! {
     dentry_hash_pprev,
     /// `dentry.d_parent`: itself at a root
     dentry_parent,
+    /// `dentry.d_name.name`
+    dentry_name,
     /// `inode.i_flctx`
     inode_flctx,
     /// `inode.i_ino`
@@ -81,6 +83,10 @@ offsets! {
     lock_pid,
     /// `file_lock_core.flc_file`
     lock_file,
+    /// `file_lock_core.flc_link`: its place in its CPU's list of all locks
+    lock_link,
+    /// `file_lock_core.flc_link_cpu`
+    lock_link_cpu,
     /// `file_lock.fl_start`; not for leases
     lock_start,
     /// `file_lock.fl_end`; not for leases

@@ -64,9 +64,26 @@ pub struct State {
     pub restarted: u64,
     /// Descriptors that were visited.
     pub visited: u64,
+    /// What the program is to do: one of the `MODE_` constants. Written by user space.
+    pub mode: u64,
+    /// The seed whose CPU's list is being walked, or 0.
+    pub seed: u64,
+    /// The entry of that list at which the walk stands.
+    pub chain: u64,
+    /// Entries of that list that were passed.
+    pub chain_steps: u64,
+    /// Times that the walk of that list was begun anew.
+    pub chain_restarts: u64,
+    /// CPUs whose list was walked to its end.
+    pub chains: u64,
     /// Copy of the kernel's entry that is being looked at.
     pub scratch: [u64; LOCK_SPAN / 8],
 }
+
+/// [`State::mode`]: every descriptor and the locks behind it.
+pub const MODE_DESCRIPTORS: u64 = 0;
+/// [`State::mode`]: every lock of the machine, from the seeds on.
+pub const MODE_ALL_LOCKS: u64 = 1;
 
 /// The beginning of every record.
 #[repr(C)]
@@ -95,6 +112,31 @@ pub const KIND_WAITER: u32 = 4;
 pub const KIND_REFERENCE: u32 = 5;
 /// A [`TargetRecord`].
 pub const KIND_TARGET: u32 = 6;
+
+/// A [`NameRecord`].
+pub const KIND_NAME: u32 = 7;
+/// The longest name of one component, with its closing NUL (`NAME_MAX`).
+pub const NAME_MAX: usize = 256;
+/// Components of a path that are told of a file that no descriptor leads to.
+pub const NAMES: usize = 24;
+/// Entries of one CPU's list that are passed before the walk is cut.
+pub const STEPS_PER_CHAIN: u64 = 64_000_000;
+/// Times that the walk of one CPU's list is begun anew before it is cut.
+pub const RESTARTS_PER_CHAIN: u64 = 256;
+/// The name of the global that holds the descriptor of the seeds.
+pub const SEED_FD: &str = "SEED_FD";
+
+/// One component of the path of a file that no descriptor leads to; the last comes first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameRecord {
+    /// Kind and length.
+    pub header: Header,
+    /// The kernel's inode.
+    pub inode: u64,
+    /// The component, closed by NUL.
+    pub name: [u8; NAME_MAX],
+}
 
 /// A task that refers to a locked file; followed by its references.
 #[repr(C)]
@@ -226,7 +268,8 @@ const _: () = {
     assert!(size_of::<LockRecord>() == 80);
     assert!(size_of::<ReferenceRecord>() == 56);
     assert!(size_of::<TargetRecord>() == 24);
-    assert!(size_of::<State>() == 8 * 4 + 4 * 6 + 8 * 4 + LOCK_SPAN);
+    assert!(size_of::<NameRecord>() == 16 + NAME_MAX);
+    assert!(size_of::<State>() == 8 * 4 + 4 * 6 + 8 * 10 + LOCK_SPAN);
     assert!(size_of::<Window>() == size_of::<State>() + WINDOW_BYTES);
 };
 
@@ -244,3 +287,5 @@ unsafe impl crate::wire::Wire for ReferenceRecord {}
 unsafe impl crate::wire::Wire for TargetRecord {}
 // SAFETY: as for `Header`.
 unsafe impl crate::wire::Wire for State {}
+// SAFETY: as for `Header`.
+unsafe impl crate::wire::Wire for NameRecord {}

@@ -5,7 +5,9 @@
 #![no_std]
 #![no_main]
 
+mod all_locks;
 mod kernel;
+mod lists;
 mod probe;
 mod task_file;
 mod window;

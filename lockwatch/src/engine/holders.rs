@@ -97,3 +97,83 @@ fn groups<K: Eq + std::hash::Hash>(
         .filter_map(|group| Some((key(group.first()?)?, Arc::from(group))))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::identity::{Access, LockKind, Range, RecordedPid};
+    use crate::engine::snapshot::Via;
+
+    fn lock(kind: LockKind, owner: u64, file: u32) -> Lock {
+        Lock {
+            entry: owner,
+            file: FileIx(file),
+            kind,
+            access: Access::Write,
+            range: Range::WHOLE,
+            owner: Some(Owner(owner)),
+            acquirer: RecordedPid::Local(1),
+            breaking_to: None,
+        }
+    }
+
+    fn reference(pid: i32, tid: i32, fd: u32, description: u64, table: u64) -> Reference {
+        Reference {
+            pid,
+            tid,
+            via: Via::Fd,
+            fd: Some(fd),
+            file: FileIx(0),
+            description: Some(Owner(description)),
+            table: Some(Owner(table)),
+            opener: None,
+        }
+    }
+
+    fn holders_of(lock: Lock, references: Vec<Reference>) -> Vec<(i32, Option<u32>)> {
+        let snapshot = Snapshot { locks: vec![lock], references, ..Snapshot::default() };
+        let found = Holders::index(&snapshot).of(&snapshot.locks[0]);
+        let reference = |&index: &u32| &snapshot.references[index as usize];
+        found.iter().map(reference).map(|reference| (reference.pid, reference.fd)).collect()
+    }
+
+    #[test]
+    fn only_descriptors_of_the_very_description_hold_a_flock() {
+        let references = vec![
+            reference(20, 20, 4, 8, 201),
+            reference(10, 10, 0, 7, 101),
+            reference(10, 10, 3, 7, 101),
+            reference(30, 30, 3, 7, 301),
+        ];
+        let holders = holders_of(lock(LockKind::Flock, 7, 0), references);
+        assert_eq!(holders, [(10, Some(0)), (10, Some(3)), (30, Some(3))]);
+    }
+
+    #[test]
+    fn threads_that_share_a_table_are_one_holder() {
+        let references = vec![reference(10, 12, 3, 7, 101), reference(10, 11, 3, 7, 101)];
+        assert_eq!(holders_of(lock(LockKind::Ofd, 7, 0), references), [(10, Some(3))]);
+    }
+
+    #[test]
+    fn a_posix_lock_is_held_by_its_fd_table_on_its_file_once_a_process() {
+        let mut elsewhere = reference(10, 10, 9, 6, 101);
+        elsewhere.file = FileIx(1);
+        let references = vec![
+            reference(10, 10, 5, 8, 101),
+            reference(10, 10, 3, 7, 101),
+            elsewhere,
+            reference(40, 40, 3, 7, 101),
+            reference(50, 50, 3, 7, 501),
+        ];
+        let holders = holders_of(lock(LockKind::Posix, 101, 0), references);
+        assert_eq!(holders, [(10, Some(3)), (40, Some(3))]);
+    }
+
+    #[test]
+    fn a_lock_without_a_known_owner_has_no_holder() {
+        let mut unknown = lock(LockKind::Flock, 7, 0);
+        unknown.owner = None;
+        assert_eq!(holders_of(unknown, vec![reference(10, 10, 3, 7, 101)]), []);
+    }
+}

@@ -67,7 +67,7 @@ pub struct View {
     pub snapshot: Snapshot,
     /// Every lock, by device, inode, kind, first byte and id.
     pub locks: Vec<LockView>,
-    /// For each waiter of the snapshot, the places in `locks` of what blocks it.
+    /// For each waiter of the snapshot, the places in `locks` of what blocks it, in rising order.
     pub blockers: Vec<Vec<u32>>,
 }
 
@@ -115,11 +115,13 @@ impl View {
                 id::lengthen_where_ambiguous(of_file.iter_mut().map(|lock| &mut lock.id));
             }
         }
-        let blockers = waits
-            .blockers
-            .into_iter()
-            .map(|blockers| blockers.into_iter().map(|lock| place[lock as usize]).collect())
-            .collect();
+        let places = |blockers: Vec<u32>| {
+            let mut places: Vec<u32> =
+                blockers.into_iter().map(|lock| place[lock as usize]).collect();
+            places.sort_unstable();
+            places
+        };
+        let blockers = waits.blockers.into_iter().map(places).collect();
         Self { snapshot, locks, blockers }
     }
 
@@ -229,4 +231,136 @@ pub fn count_by_state(view: &View) -> BTreeMap<State, usize> {
         *counts.entry(lock.verdict.state).or_insert(0) += 1;
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::identity::{Access, Dev, LockKind, Owner, Range};
+    use crate::engine::snapshot::{FileIx, Waiter};
+
+    const KEY: IdKey = IdKey([7; 16]);
+    const KINDS: [LockKind; 3] = [LockKind::Flock, LockKind::Posix, LockKind::Ofd];
+
+    /// (file, kind, owner, first byte, acquirer)
+    type Seed = (u32, usize, u64, u64, i32);
+
+    fn snapshot(seeds: &[Seed], waiters: &[(u32, usize, u64)]) -> Snapshot {
+        let file = |ino| File {
+            dev: Dev { major: 1, minor: 2 },
+            ino,
+            size: None,
+            path: None,
+            deleted: None,
+            replaced: None,
+        };
+        let mut snapshot = Snapshot {
+            files: (0..4).map(file).collect(),
+            stable_owners: true,
+            ..Snapshot::default()
+        };
+        for &(file, kind, owner, start, pid) in seeds {
+            let (file, kind) = (FileIx(file % 4), KINDS[kind % 3]);
+            let owner = Owner(owner * 8 + u64::from(file.0) * 2 + u64::from(kind as u8 % 2));
+            let taken = snapshot.locks.iter().any(|lock| {
+                (lock.file, lock.kind, lock.owner, lock.range.start)
+                    == (file, kind, Some(owner), start)
+            });
+            if taken {
+                continue;
+            }
+            snapshot.locks.push(Lock {
+                entry: snapshot.locks.len() as u64,
+                file,
+                kind,
+                access: if start % 2 == 0 { Access::Read } else { Access::Write },
+                range: Range { start, end: Some(start + 3) },
+                owner: Some(owner),
+                acquirer: RecordedPid::Local(pid),
+                breaking_to: None,
+            });
+            snapshot.references.push(Reference {
+                pid: pid % 5,
+                tid: pid % 5,
+                via: Via::Fd,
+                fd: Some(pid.unsigned_abs()),
+                file,
+                description: Some(owner),
+                table: Some(owner),
+                opener: None,
+            });
+            snapshot.processes.insert(pid % 5, Process::default());
+        }
+        for &(file, kind, start) in waiters {
+            snapshot.waiters.push(Waiter {
+                behind: None,
+                file: FileIx(file % 4),
+                kind: KINDS[kind % 3],
+                access: Access::Write,
+                range: Range { start, end: None },
+                owner: Some(Owner(u64::MAX)),
+                requester: RecordedPid::Local(start as i32),
+            });
+        }
+        snapshot
+    }
+
+    /// All that a reader of the view can tell, with waiters by what they ask for.
+    fn told(view: &View) -> Vec<String> {
+        let lock = |lock: &LockView| {
+            let holders: Vec<_> = view.holders(lock).map(|of| (of.pid, of.fd)).collect();
+            let mut waiters: Vec<_> = lock
+                .waiters
+                .iter()
+                .map(|&waiter| {
+                    let range = view.snapshot.waiters[waiter as usize].range;
+                    let by = &view.blockers[waiter as usize];
+                    let by: Vec<_> = by.iter().map(|&by| view.locks[by as usize].id).collect();
+                    format!("{range:?} {by:?}")
+                })
+                .collect();
+            waiters.sort();
+            format!("{} {:?} {:?} {holders:?} {waiters:?}", lock.id, lock.verdict, lock.flags)
+        };
+        view.locks.iter().map(lock).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_view_does_not_depend_on_the_order_in_which_the_source_met_things(
+            seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
+            waiters in proptest::collection::vec((0u32..4, 0usize..3, 0u64..40), 0..6),
+            turn in 0usize..40,
+        ) {
+            let one = snapshot(&seeds, &waiters);
+            let mut other = one.clone();
+            if !other.locks.is_empty() {
+                let turn = turn % other.locks.len();
+                other.locks.rotate_left(turn);
+                other.references.reverse();
+            }
+            other.waiters.reverse();
+            let [one, other] = [one, other].map(|snapshot| View::new(snapshot, &KEY, &[]));
+            prop_assert_eq!(told(&one), told(&other));
+        }
+
+        #[test]
+        fn who_is_blocked_and_who_blocks_are_one_relation(
+            seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
+            waiters in proptest::collection::vec((0u32..4, 0usize..3, 0u64..40), 0..6),
+        ) {
+            let view = View::new(snapshot(&seeds, &waiters), &KEY, &[]);
+            for (place, lock) in view.locks.iter().enumerate() {
+                for &waiter in &lock.waiters {
+                    prop_assert!(view.blockers[waiter as usize].contains(&(place as u32)));
+                }
+                prop_assert_eq!(lock.flags.contains(&Flag::Contended), !lock.waiters.is_empty());
+            }
+            let blocked: usize = view.blockers.iter().map(Vec::len).sum();
+            let blocking: usize = view.locks.iter().map(|lock| lock.waiters.len()).sum();
+            prop_assert_eq!(blocked, blocking);
+        }
+    }
 }

@@ -131,7 +131,7 @@ struct ProcessText {
 }
 
 fn process_texts(report: &Report<'_>) -> io::Result<HashMap<Pid, ProcessText>> {
-    let bytes = |bytes: &[u8]| Ok::<_, serde_json::Error>(to_raw_value(&Lossy(bytes))?);
+    let bytes = |bytes: &[u8]| to_raw_value(&Lossy(bytes));
     let text = |(&pid, process): (&Pid, &Process)| {
         let start = process.start.map(|start| report.clock.at(start));
         Ok((

@@ -17,6 +17,7 @@ mod rig;
 mod sources;
 mod stories;
 mod targets;
+mod unseen;
 mod verbs;
 mod waits;
 
@@ -38,6 +39,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
     ("peers", peers::TESTS),
+    ("unseen", unseen::TESTS),
 ];
 
 fn main() -> ExitCode {

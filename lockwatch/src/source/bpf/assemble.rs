@@ -35,6 +35,14 @@ pub(super) struct Unlinked {
     pub(super) reference: Option<(i32, u32)>,
 }
 
+/// What is to be looked up of files.
+pub(super) struct Loose {
+    /// Files whose path may name another by now.
+    pub(super) unlinked: Vec<Unlinked>,
+    /// Paths from the root of their file system, of files that no descriptor leads to.
+    pub(super) names: HashMap<FileIx, Vec<u8>>,
+}
+
 /// Takes records in the program's order.
 #[derive(Default)]
 pub(super) struct Assembler {
@@ -49,15 +57,25 @@ pub(super) struct Assembler {
     /// The granted lock under which a request queues, through others where need be.
     roots: HashMap<u64, u64>,
     unlinked: Vec<Unlinked>,
+    /// Paths that came name by name, the last one first.
+    names: HashMap<FileIx, Vec<u8>>,
+    /// The descriptor of lockwatch's own seeds, and their inode.
+    seeds: u32,
     /// Files of lockwatch's own descriptors.
     targets: HashMap<u32, (Dev, u64)>,
 }
 
 impl Assembler {
+    /// `seeds` is the descriptor of lockwatch's own locks, which are not told.
+    pub(super) fn new(seeds: u32) -> Self {
+        Self { seeds, ..Self::default() }
+    }
+
     pub(super) fn take(&mut self, record: Record<'_>) {
         match record {
             Record::Target(target) => self.target(&target),
             Record::Inode(inode, path) => self.inode(&inode, path),
+            Record::Name(inode, name) => self.name(inode, name),
             Record::Lock(lock) => self.lock(&lock),
             Record::Waiter(lock) => self.request(&lock),
             Record::Task(task) => self.task(&task),
@@ -89,6 +107,15 @@ impl Assembler {
             self.unlinked.push(Unlinked { file, reference: None });
         }
         self.inodes.insert(inode.inode, file);
+    }
+
+    fn name(&mut self, inode: u64, name: &[u8]) {
+        let Some(file) = self.file(inode) else { return };
+        if self.snapshot.files[file.0 as usize].path.is_none() {
+            let path = self.names.entry(file).or_default();
+            path.splice(..0, name.iter().copied());
+            path.insert(0, b'/');
+        }
     }
 
     fn file(&mut self, inode: u64) -> Option<FileIx> {
@@ -188,8 +215,17 @@ impl Assembler {
         });
     }
 
-    /// The snapshot, the files whose path may name another by now, and the targets.
-    pub(super) fn finish(mut self) -> (Snapshot, Vec<Unlinked>, HashMap<u32, (Dev, u64)>) {
+    /// The snapshot, what is to be looked up of its files, and the targets.
+    pub(super) fn finish(mut self) -> (Snapshot, Loose, HashMap<u32, (Dev, u64)>) {
+        if let Some(&seeds) = self.targets.get(&self.seeds) {
+            let files = &self.snapshot.files;
+            let is_seed = |file: FileIx| {
+                let file = &files[file.0 as usize];
+                (file.dev, file.ino) == seeds
+            };
+            self.snapshot.locks.retain(|lock| !is_seed(lock.file));
+            self.snapshot.references.retain(|reference| !is_seed(reference.file));
+        }
         if !self.unlinked.is_empty() {
             for reference in &self.snapshot.references {
                 if let Ok(place) =
@@ -201,7 +237,8 @@ impl Assembler {
             }
         }
         self.snapshot.stable_owners = true;
-        (self.snapshot, self.unlinked, self.targets)
+        let loose = Loose { unlinked: self.unlinked, names: self.names };
+        (self.snapshot, loose, self.targets)
     }
 }
 
@@ -240,4 +277,148 @@ fn recorded(pid: i32) -> RecordedPid {
 fn comm(raw: &[u8; 16]) -> Box<[u8]> {
     let end = raw.iter().position(|&byte| byte == 0).unwrap_or(raw.len());
     raw[..end].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockwatch_common::snapshot::Header;
+
+    use super::*;
+
+    const HEADER: Header = Header { kind: 0, len: 0 };
+    const SEEDS: u32 = 9;
+
+    fn inode(inode: u64) -> InodeRecord {
+        InodeRecord {
+            header: HEADER,
+            inode,
+            ino: inode + 100,
+            size: 12,
+            dev: (0xfe << 20) | 1,
+            nlink: 1,
+            unlinked: 0,
+            path_len: 0,
+        }
+    }
+
+    fn flock(entry: u64, owner: u64) -> LockRecord {
+        LockRecord {
+            header: HEADER,
+            entry,
+            inode: 1,
+            owner,
+            file: owner,
+            blocker: 0,
+            start: 0,
+            end: i64::MAX,
+            flags: 2,
+            access: F_WRLCK,
+            pid: 7,
+            list: LIST_FLOCK,
+        }
+    }
+
+    fn assembled<'a>(records: impl IntoIterator<Item = Record<'a>>) -> (Snapshot, Loose) {
+        let mut assembler = Assembler::new(SEEDS);
+        records.into_iter().for_each(|record| assembler.take(record));
+        let (snapshot, loose, _) = assembler.finish();
+        (snapshot, loose)
+    }
+
+    #[test]
+    fn a_lock_that_is_met_twice_is_one_and_its_later_sight_counts() {
+        let again = LockRecord { access: F_RDLCK, ..flock(11, 5) };
+        let (snapshot, _) = assembled([
+            Record::Inode(inode(1), b"/a"),
+            Record::Lock(flock(10, 5)),
+            Record::Lock(again),
+            Record::Lock(flock(12, 6)),
+        ]);
+        assert_eq!(snapshot.locks.len(), 2);
+        assert_eq!(snapshot.locks[0].access, Access::Read);
+        assert_eq!(snapshot.files[0].path.as_deref(), Some(&b"/a"[..]));
+        assert_eq!(snapshot.files[0].replaced, Some(false), "its name is in its folder");
+    }
+
+    #[test]
+    fn a_request_behind_a_request_waits_behind_the_lock_at_the_root() {
+        let request = |entry, blocker| LockRecord { blocker, ..flock(entry, entry) };
+        let (snapshot, _) = assembled([
+            Record::Inode(inode(1), b"/a"),
+            Record::Lock(flock(10, 5)),
+            Record::Waiter(request(20, 10)),
+            Record::Waiter(request(21, 20)),
+            Record::Waiter(request(22, 21)),
+            Record::Waiter(request(30, 99)),
+        ]);
+        let behind: Vec<_> = snapshot.waiters.iter().map(|waiter| waiter.behind).collect();
+        assert_eq!(behind, [Some(10), Some(10), Some(10), None]);
+    }
+
+    #[test]
+    fn kinds_ranges_and_pids_are_the_kernels() {
+        let posix = |flags, pid, end| LockRecord {
+            list: LIST_POSIX,
+            flags,
+            pid,
+            end,
+            ..flock(u64::from(flags) + 50, u64::from(flags))
+        };
+        let lease = LockRecord { list: 2, flags: 32 | flag::UNLOCK_PENDING, ..flock(40, 4) };
+        let (snapshot, _) = assembled([
+            Record::Inode(inode(1), b"/a"),
+            Record::Lock(posix(1, -3, 9)),
+            Record::Lock(posix(1 | flag::OFDLCK, 8, i64::MAX)),
+            Record::Lock(lease),
+        ]);
+        let [posix, ofd, lease] = &snapshot.locks[..] else { panic!("{snapshot:?}") };
+        assert_eq!((posix.kind, posix.acquirer), (LockKind::Posix, RecordedPid::Remote(-3)));
+        assert_eq!(posix.range, Range { start: 0, end: Some(9) });
+        assert_eq!((ofd.kind, ofd.acquirer), (LockKind::Ofd, RecordedPid::Local(8)));
+        assert_eq!(ofd.range, Range::WHOLE);
+        assert_eq!((lease.kind, lease.breaking_to), (LockKind::Lease, Some(Access::Unlock)));
+    }
+
+    #[test]
+    fn a_path_that_comes_name_by_name_is_put_together_from_its_end() {
+        let (snapshot, loose) = assembled([
+            Record::Inode(inode(1), b""),
+            Record::Name(1, b"lock"),
+            Record::Name(1, b"aim"),
+            Record::Name(1, b"srv"),
+            Record::Inode(inode(2), b"/known"),
+            Record::Name(2, b"other"),
+        ]);
+        assert_eq!(loose.names.len(), 1);
+        assert_eq!(loose.names[&FileIx(0)], b"/srv/aim/lock");
+        assert_eq!(snapshot.files[0].path, None, "where it is mounted is not known here");
+    }
+
+    #[test]
+    fn an_unlinked_file_loses_the_kernels_mark_and_nobody_elses() {
+        let unlinked = InodeRecord { unlinked: 1, nlink: 0, ..inode(1) };
+        let (snapshot, loose) = assembled([
+            Record::Inode(unlinked, b"/a (deleted) (deleted)"),
+            Record::Inode(inode(2), b"/b (deleted)"),
+        ]);
+        assert_eq!(snapshot.files[0].path.as_deref(), Some(&b"/a (deleted)"[..]));
+        assert_eq!((snapshot.files[0].deleted, snapshot.files[0].replaced), (Some(true), None));
+        assert_eq!(snapshot.files[1].path.as_deref(), Some(&b"/b (deleted)"[..]));
+        assert_eq!(loose.unlinked.len(), 1);
+    }
+
+    #[test]
+    fn the_seeds_are_not_told() {
+        let seeds = inode(3);
+        let target = TargetRecord { header: HEADER, ino: seeds.ino, dev: seeds.dev, fd: SEEDS };
+        let (snapshot, _) = assembled([
+            Record::Target(target),
+            Record::Inode(seeds, b"/memfd:lockwatch"),
+            Record::Lock(LockRecord { inode: 3, ..flock(10, 5) }),
+            Record::Inode(inode(1), b"/a"),
+            Record::Lock(flock(11, 6)),
+        ]);
+        assert_eq!(snapshot.locks.len(), 1);
+        assert_eq!(snapshot.locks[0].entry, 11);
+    }
 }

@@ -11,9 +11,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::assemble::Unlinked;
-use crate::engine::identity::{Pid, RecordedPid};
-use crate::engine::snapshot::{Process, Snapshot};
+use super::assemble::{Loose, Unlinked};
+use hashbrown::HashMap;
+
+use crate::engine::identity::{Dev, Pid, RecordedPid};
+use crate::engine::snapshot::{FileIx, Process, Snapshot};
 use crate::source::procfs::ProcRoot;
 use crate::source::procfs::limits::Limits;
 use crate::source::procfs::processes::{Processes, Reader};
@@ -22,14 +24,15 @@ use crate::source::procfs::processes::{Processes, Reader};
 ///
 /// # Errors
 /// Where `/proc` itself cannot be opened.
-pub(super) fn enrich(snapshot: &mut Snapshot, unlinked: &[Unlinked]) -> io::Result<()> {
+pub(super) fn enrich(snapshot: &mut Snapshot, loose: &Loose) -> io::Result<()> {
     let root = ProcRoot::live();
     let mut limits = Limits::default();
     let reader = Reader::of(&root, &mut limits)?;
     snapshot.nested = reader.is_nested();
     snapshot.births = reader.births(&root, &mut limits)?;
     name_files(snapshot);
-    for unlinked in unlinked {
+    mount_names(snapshot, &loose.names);
+    for unlinked in &loose.unlinked {
         snapshot.files[unlinked.file.0 as usize].replaced = is_replaced(snapshot, unlinked);
     }
     // A pid of the initial namespace says nothing in the /proc of a nested one; of a process that
@@ -115,6 +118,64 @@ fn name_files(snapshot: &mut Snapshot) {
             file.path = Some(path.into_boxed_slice());
         }
     }
+}
+
+/// Puts the mount point before the path of a file that no descriptor leads to. Where its file
+/// system is not mounted here the path is told from its root.
+fn mount_names(snapshot: &mut Snapshot, names: &HashMap<FileIx, Vec<u8>>) {
+    if names.is_empty() {
+        return;
+    }
+    let mounts = mounts();
+    for (index, file) in snapshot.files.iter_mut().enumerate() {
+        let Some(name) = names.get(&FileIx(index as u32)) else { continue };
+        if file.path.is_none() {
+            let point = mounts.get(&file.dev).map_or(&[][..], Vec::as_slice);
+            let point = point.strip_suffix(b"/").unwrap_or(point);
+            file.path = Some([point, name].concat().into());
+        }
+    }
+}
+
+/// Where each device's root is mounted.
+fn mounts() -> HashMap<Dev, Vec<u8>> {
+    let mut mounts = HashMap::new();
+    for line in fs::read("/proc/self/mountinfo").unwrap_or_default().split(|&byte| byte == b'\n') {
+        let fields: Vec<&[u8]> = line.splitn(6, |&byte| byte == b' ').collect();
+        let [_, _, device, root, point, _] = fields[..] else { continue };
+        let device = std::str::from_utf8(device).ok().and_then(|text| text.split_once(':'));
+        if let Some((major, minor)) = device
+            && let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
+            && root == b"/"
+        {
+            mounts.entry(Dev { major, minor }).or_insert_with(|| unescape(point));
+        }
+    }
+    mounts
+}
+
+/// `\\040` and the like, which the kernel writes for blanks.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let octal = (*first == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    plain
 }
 
 /// Both sides are asked of the file system, because what the kernel keeps in an inode and what

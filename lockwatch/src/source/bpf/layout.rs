@@ -46,6 +46,7 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
         path_dentry: of("path", "dentry")?,
         dentry_hash_pprev: of("dentry", "d_hash.pprev")?,
         dentry_parent: of("dentry", "d_parent")?,
+        dentry_name: of("dentry", "d_name.name")?,
         inode_flctx: of("inode", "i_flctx")?,
         inode_ino: of("inode", "i_ino")?,
         inode_size: of("inode", "i_size")?,
@@ -64,6 +65,8 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
         lock_type: core("flc_type", "fl_type")?,
         lock_pid: core("flc_pid", "fl_pid")?,
         lock_file: core("flc_file", "fl_file")?,
+        lock_link: core("flc_link", "fl_link")?,
+        lock_link_cpu: core("flc_link_cpu", "fl_link_cpu")?,
         lock_start: of("file_lock", "fl_start")?,
         lock_end: of("file_lock", "fl_end")?,
         task_files: of("task_struct", "files")?,
@@ -96,6 +99,8 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
         ("flc_flags", offsets.lock_flags),
         ("flc_type", offsets.lock_type),
         ("flc_pid", offsets.lock_pid),
+        ("flc_link", offsets.lock_link + 8),
+        ("flc_link_cpu", offsets.lock_link_cpu),
     ] {
         if offset as usize + 8 > LOCK_SPAN {
             return Err(LayoutError::TooFar(name));
@@ -175,6 +180,8 @@ mod tests {
                 ("type", found.lock_type, core("flc_type", "fl_type")),
                 ("pid", found.lock_pid, core("flc_pid", "fl_pid")),
                 ("file", found.lock_file, core("flc_file", "fl_file")),
+                ("link", found.lock_link, core("flc_link", "fl_link")),
+                ("link_cpu", found.lock_link_cpu, core("flc_link_cpu", "fl_link_cpu")),
                 (
                     "blocked_requests",
                     found.lock_blocked_requests,

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod probe;
 pub mod record;
 mod refusal;
+mod seeds;
 mod window;
 
 use std::fs::File;
@@ -22,8 +23,11 @@ use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use hashbrown::HashMap;
 use lockwatch_common::offsets::{self, Offsets};
-use lockwatch_common::snapshot::{State, WALKED_MAP, WALKED_MASK, WINDOW_MAP};
+use lockwatch_common::snapshot::{
+    MODE_ALL_LOCKS, MODE_DESCRIPTORS, SEED_FD, State, WALKED_MAP, WALKED_MASK, WINDOW_MAP,
+};
 use record::{Record, RecordError, Records};
+use seeds::Seeds;
 use window::MappedWindow;
 
 use crate::engine::identity::Dev;
@@ -49,6 +53,9 @@ pub enum BpfError {
         /// The kernel's answer.
         why: String,
     },
+    /// lockwatch's own locks, from which it finds the others, could not be taken.
+    #[error("take a lock of one's own on each CPU: {0}")]
+    Seeds(io::Error),
     /// The iterator failed.
     #[error("read the iterator: {0}")]
     Read(io::Error),
@@ -91,35 +98,40 @@ pub struct Reading {
 /// # Errors
 /// Where the kernel or the privileges do not allow it, or the iterator fails.
 pub fn read() -> Result<Reading, BpfError> {
-    let mut assembler = Assembler::default();
-    let iterator = TaskFileIterator::load()?;
+    let seeds = Seeds::take().map_err(BpfError::Seeds)?;
+    let mut iterator = TaskFileIterator::load(seeds.descriptor())?;
     log::debug!("loaded");
+    let mut assembler = Assembler::new(seeds.descriptor());
     let state = iterator.read_beside(|record| assembler.take(record))?;
-    log::debug!(
-        "read: {} descriptors of locked files, {} walks begun anew",
-        state.visited,
-        state.restarted
-    );
-    let (mut snapshot, unlinked, own_files) = assembler.finish();
-    if state.cut > 0 {
-        snapshot.limits.push(Limit {
-            what: format!(
-                "the lock lists of {} files changed too fast to be read whole",
-                state.cut
-            ),
-            hides: Hides::Locks,
-        });
-    }
-    enrich::enrich(&mut snapshot, &unlinked).map_err(BpfError::Proc)?;
+    log::debug!("read: {state:?}");
+    drop(iterator);
+    let (mut snapshot, loose, own_files) = assembler.finish();
+    snapshot.limits.extend(limits(&state, &seeds));
+    enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
     Ok(Reading { snapshot, own_files })
 }
 
-/// The loaded iterator over all descriptors. It can be read once.
+/// What the program had to leave out.
+fn limits(state: &State, seeds: &Seeds) -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let mut hides_locks = |what| limits.push(Limit { what, hides: Hides::Locks });
+    if state.cut > 0 {
+        hides_locks(format!("{} lists of locks changed too fast to be read whole", state.cut));
+    }
+    if !seeds.missing.is_empty() {
+        hides_locks(format!(
+            "locks that no descriptor leads to are not found where they were taken on {} CPUs \
+             that this process may not run on",
+            seeds.missing.len()
+        ));
+    }
+    limits
+}
+
+/// The loaded program. It can be read once.
 struct TaskFileIterator {
-    iterator: File,
     window: MappedWindow,
-    /// Keeps the maps.
-    _object: Ebpf,
+    object: Ebpf,
 }
 
 fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
@@ -127,7 +139,7 @@ fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> B
 }
 
 impl TaskFileIterator {
-    fn load() -> Result<Self, BpfError> {
+    fn load(seed: u32) -> Result<Self, BpfError> {
         // The loader reads the kernel's whole type information when it is made, wanted or not;
         // meanwhile what is needed of it is found here.
         let (loader, types) = std::thread::scope(|scope| {
@@ -144,6 +156,7 @@ impl TaskFileIterator {
             .btf(None)
             .override_global(offsets::GLOBAL, &offsets, true)
             .override_global(WALKED_MASK, &mask, true)
+            .override_global(SEED_FD, &seed, true)
             .map_max_entries(WALKED_MAP, walked)
             .load(OBJECT)
             .map_err(failed("object"))?;
@@ -152,24 +165,33 @@ impl TaskFileIterator {
             _ => Err(io::ErrorKind::NotFound.into()),
         }
         .map_err(failed("window"))?;
-        let program: &mut Iter = object
+        Self::program(&mut object)?.load(PROGRAM, &targets).map_err(failed(PROGRAM))?;
+        Ok(Self { window, object })
+    }
+
+    fn program(object: &mut Ebpf) -> Result<&mut Iter, BpfError> {
+        object
             .program_mut(PROGRAM)
             .ok_or(BpfError::Load { what: PROGRAM, why: "not in the object".into() })?
             .try_into()
-            .map_err(failed::<ProgramError>(PROGRAM))?;
-        program.load(PROGRAM, &targets).map_err(failed(PROGRAM))?;
+            .map_err(failed::<ProgramError>(PROGRAM))
+    }
+
+    fn open(&mut self) -> Result<File, BpfError> {
+        let program = Self::program(&mut self.object)?;
         let link = program.attach().and_then(|link| program.take_link(link));
-        let iterator = link.map_err(failed(PROGRAM))?.into_file().map_err(failed(PROGRAM))?;
-        Ok(Self { iterator, window, _object: object })
+        link.map_err(failed(PROGRAM))?.into_file().map_err(failed(PROGRAM))
     }
 
     /// Reads to the end on a thread of its own, and hands every record to `take` on this one: the
     /// kernel goes on while what it told is being put in order.
-    fn read_beside(self, mut take: impl FnMut(Record<'_>)) -> Result<State, BpfError> {
+    fn read_beside(&mut self, mut take: impl FnMut(Record<'_>)) -> Result<State, BpfError> {
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel::<Vec<u8>>(WINDOWS_AHEAD);
             let reader = std::thread::Builder::new()
-                .spawn_scoped(scope, move || self.read(|bytes| send.send(bytes.to_vec()).is_ok()))
+                .spawn_scoped(scope, move || {
+                    self.read(|bytes| bytes.is_empty() || send.send(bytes.to_vec()).is_ok())
+                })
                 .map_err(BpfError::Read)?;
             for bytes in &receive {
                 Records::new(&bytes).try_for_each(|record| {
@@ -181,17 +203,35 @@ impl TaskFileIterator {
         })
     }
 
-    /// Reads to the end and hands every window to `take`, until it wants no more.
-    fn read(mut self, mut take: impl FnMut(&[u8]) -> bool) -> Result<State, BpfError> {
+    /// Reads every descriptor, then every lock that none led to; hands every window to `take`,
+    /// until it wants no more.
+    fn read(&mut self, mut take: impl FnMut(&[u8]) -> bool) -> Result<State, BpfError> {
+        for mode in [MODE_DESCRIPTORS, MODE_ALL_LOCKS] {
+            self.window.set_mode(mode);
+            let iterator = self.open()?;
+            if !self.read_to_end(iterator, &mut take)? {
+                break;
+            }
+        }
+        Ok(self.window.state())
+    }
+
+    /// False where no more is wanted.
+    fn read_to_end(
+        &mut self,
+        mut iterator: File,
+        mut take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<bool, BpfError> {
         let mut idle = 0;
         loop {
             let before = self.window.state();
-            let read = self.iterator.read(&mut [0u8; 64]);
+            let read = iterator.read(&mut [0u8; 64]);
             let after = self.window.state();
-            let wanted = self.window.drain(&mut take);
+            if !self.window.drain(&mut take) {
+                return Ok(false);
+            }
             match read {
-                Ok(0) => return Ok(after),
-                _ if !wanted => return Ok(after),
+                Ok(0) => return Ok(true),
                 Ok(_) => {}
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}

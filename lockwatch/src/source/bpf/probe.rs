@@ -67,7 +67,7 @@ pub fn ask() -> Answers {
         (Err(error), _) => return nothing(&in_one_line(&error), Some((btf, d_path))),
         (_, Err(error)) => return nothing(&in_one_line(&error), Some((btf, d_path))),
     };
-    let task_file = super::TaskFileIterator::load()
+    let task_file = super::TaskFileIterator::load(u32::MAX)
         .map(|_| "the kernel's own lock tables can be read".into())
         .map_err(|error| error.to_string());
     Answers {

@@ -3,8 +3,8 @@
 //! Total: any bytes in, records or an error that names the offset out.
 
 use lockwatch_common::snapshot::{
-    Header, InodeRecord, KIND_INODE, KIND_LOCK, KIND_REFERENCE, KIND_TARGET, KIND_TASK,
-    KIND_WAITER, LockRecord, ReferenceRecord, TargetRecord, TaskRecord,
+    Header, InodeRecord, KIND_INODE, KIND_LOCK, KIND_NAME, KIND_REFERENCE, KIND_TARGET, KIND_TASK,
+    KIND_WAITER, LockRecord, NAME_MAX, NameRecord, ReferenceRecord, TargetRecord, TaskRecord,
 };
 use lockwatch_common::wire::{self, Wire};
 
@@ -15,6 +15,8 @@ pub enum Record<'a> {
     Task(TaskRecord),
     /// A file and its path (empty where the kernel gave none).
     Inode(InodeRecord, &'a [u8]),
+    /// A component of the path of a file that no descriptor leads to; the last comes first.
+    Name(u64, &'a [u8]),
     /// A granted lock.
     Lock(LockRecord),
     /// A queued request.
@@ -65,6 +67,11 @@ impl<'a> Records<'a> {
             KIND_INODE => wire::read::<InodeRecord>(body).and_then(|inode| {
                 let path = &body[size_of::<InodeRecord>()..];
                 Some(Record::Inode(inode, path.get(..inode.path_len as usize)?))
+            }),
+            KIND_NAME => wire::read::<NameRecord>(body).and_then(|record| {
+                let name = body.get(size_of::<NameRecord>() - NAME_MAX..)?;
+                let end = name.iter().position(|&byte| byte == 0)?;
+                Some(Record::Name(record.inode, &name[..end]))
             }),
             KIND_LOCK => exact(body).map(Record::Lock),
             KIND_WAITER => exact(body).map(Record::Waiter),

@@ -38,6 +38,12 @@ impl MappedWindow {
         unsafe { (&raw const (*self.window.as_ptr()).state).read_volatile() }
     }
 
+    /// Says what the program is to do next.
+    pub(super) fn set_mode(&mut self, mode: u64) {
+        // SAFETY: as for `state`.
+        unsafe { (&raw mut (*self.window.as_ptr()).state.mode).write_volatile(mode) };
+    }
+
     /// Hands the records that were written to `take`, then empties the window.
     pub(super) fn drain<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> T {
         let used = usize::try_from(self.state().used).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES);

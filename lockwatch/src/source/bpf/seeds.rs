@@ -1,0 +1,90 @@
+//! A lock of lockwatch's own on every CPU, on a file that nobody else can reach: from each the
+//! program walks to all older locks of that CPU.
+//!
+//! Refuses to touch anybody's file, and to pretend: a CPU that could not be seeded is told.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// The seeds; they are gone with their descriptor.
+pub(super) struct Seeds {
+    file: OwnedFd,
+    /// CPUs on which no seed could be taken.
+    pub(super) missing: Vec<usize>,
+}
+
+impl Seeds {
+    /// Takes a lock on each CPU that is online. The thread goes from one to the next, and back.
+    pub(super) fn take() -> io::Result<Self> {
+        let file = memfd_create(c"lockwatch", MemfdFlags::CLOEXEC)?;
+        let online =
+            parse(&fs::read_to_string("/sys/devices/system/cpu/online")?).ok_or_else(|| {
+                io::Error::other("/sys/devices/system/cpu/online: not a list of CPUs")
+            })?;
+        let home = sched_getaffinity(None)?;
+        let mut missing = Vec::new();
+        for cpu in online {
+            if cpu >= CpuSet::MAX_CPU {
+                missing.push(cpu);
+                continue;
+            }
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            match sched_setaffinity(None, &only) {
+                Ok(()) => lock_byte(file.as_fd(), cpu)?,
+                Err(_) => missing.push(cpu),
+            }
+        }
+        sched_setaffinity(None, &home)?;
+        Ok(Self { file, missing })
+    }
+
+    /// The descriptor that they are on.
+    pub(super) fn descriptor(&self) -> u32 {
+        self.file.as_raw_fd().unsigned_abs()
+    }
+}
+
+/// Every second byte, so that the kernel does not make one lock of two.
+fn lock_byte(file: BorrowedFd<'_>, cpu: usize) -> io::Result<()> {
+    let byte = i64::try_from(2 * cpu).map_err(io::Error::other)?;
+    let lock = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and the kernel only reads `lock`.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `0-3,8`.
+fn parse(list: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_cpus_is_understood() {
+        assert_eq!(parse("0-3,8\n"), Some(vec![0, 1, 2, 3, 8]));
+        assert_eq!(parse("0\n"), Some(vec![0]));
+        assert_eq!(parse("x"), None);
+        assert_eq!(parse(""), None);
+    }
+}
