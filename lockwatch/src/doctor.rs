@@ -58,7 +58,8 @@ pub fn run(as_json: bool) -> anyhow::Result<u8> {
             false => writeln!(
                 out,
                 "lockwatch falls back to /proc here; run it as root (CAP_BPF, CAP_PERFMON, \
-                 CAP_SYS_PTRACE) on a kernel with BTF, 5.10 or later"
+                 CAP_SYS_PTRACE) on a kernel with BTF, 5.10 or later, without \
+                 lockdown=confidentiality"
             )?,
         }
     }

@@ -84,7 +84,9 @@ fn is_fleeting(state: State, reason: Option<Reason>) -> bool {
 
 fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     match choice {
-        Choice::Bpf => Ok(by_bpf(files)?),
+        Choice::Bpf => by_bpf(files).map_err(|error| {
+            anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
+        }),
         Choice::Procfs => Ok(by_procfs(files)?),
         Choice::Auto => match by_bpf(files) {
             Ok(look) => Ok(look),

@@ -9,6 +9,7 @@ mod enrich;
 pub mod layout;
 pub mod probe;
 pub mod record;
+mod refusal;
 mod seeds;
 mod window;
 
@@ -36,13 +37,13 @@ use crate::engine::snapshot::{Hides, Limit, Snapshot};
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The kernel does not show its type information.
-    #[error("read /sys/kernel/btf/vmlinux: {0}")]
-    NoBtf(#[source] io::Error),
+    #[error("read {path}: {0}{why}", path = BTF_PATH, why = refusal::no_types(.0))]
+    NoBtf(io::Error),
     /// The type information cannot be read.
-    #[error("/sys/kernel/btf/vmlinux: {0}")]
-    Btf(#[from] btf::BtfError),
+    #[error("read {path}: {0}", path = BTF_PATH)]
+    Btf(btf::BtfError),
     /// The type information lacks what is needed.
-    #[error("{0}")]
+    #[error(transparent)]
     Layout(#[from] layout::LayoutError),
     /// The kernel did not take the object or a program.
     #[error("load BPF {what}: {why}")]
@@ -54,10 +55,10 @@ pub enum BpfError {
     },
     /// lockwatch's own locks, from which it finds the others, could not be taken.
     #[error("take a lock of one's own on each CPU: {0}")]
-    Seeds(#[source] io::Error),
+    Seeds(io::Error),
     /// The iterator failed.
     #[error("read the iterator: {0}")]
-    Read(#[source] io::Error),
+    Read(io::Error),
     /// The iterator makes no progress.
     #[error("read the iterator: it stands still at descriptor {visited}")]
     Stuck {
@@ -66,9 +67,9 @@ pub enum BpfError {
     },
     /// What BPF does not tell could not be asked of `/proc`.
     #[error("read /proc: {0}")]
-    Proc(#[source] io::Error),
+    Proc(io::Error),
     /// The program wrote what it should not.
-    #[error("{0}")]
+    #[error(transparent)]
     Record(#[from] RecordError),
 }
 
@@ -133,18 +134,8 @@ struct TaskFileIterator {
     object: Ebpf,
 }
 
-fn failed<E: std::fmt::Debug + std::fmt::Display>(what: &'static str) -> impl Fn(E) -> BpfError {
-    move |error| {
-        // The verifier's log is pages long, and ends with what it did not like.
-        let whole = error.to_string();
-        log::debug!("{what}: {whole}");
-        let mut lines = whole.lines().map(str::trim).filter(|line| !line.is_empty());
-        let first = lines.next().unwrap_or_default().to_owned();
-        let statistics = ["processed ", "verification time ", "stack depth "];
-        let last = lines.rfind(|line| !statistics.iter().any(|start| line.starts_with(start)));
-        let why = last.map_or(first.clone(), |last| format!("{first} {last}"));
-        BpfError::Load { what, why }
-    }
+fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
+    move |error| BpfError::Load { what, why: refusal::in_one_line(&error) }
 }
 
 impl TaskFileIterator {
@@ -265,8 +256,9 @@ struct Types {
 impl Types {
     fn read() -> Result<Self, BpfError> {
         let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-        let kernel = btf::Btf::parse(&bytes)?;
-        let targets = kernel.only_function(&format!("bpf_iter_{PROGRAM}"))?;
+        let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+        let targets =
+            kernel.only_function(&format!("bpf_iter_{PROGRAM}")).map_err(BpfError::Btf)?;
         Ok(Self {
             offsets: layout::offsets(&kernel, kernel.allows_d_path())?.words(),
             targets: Btf::parse(&targets, Endianness::default())

@@ -6,7 +6,8 @@
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Lsm, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 
-use super::{OBJECT, btf, layout};
+use super::refusal::{self, in_one_line};
+use super::{BTF_PATH, OBJECT, btf, layout};
 
 /// The answer to one probe: a detail of what works, or why it does not.
 pub type Answer = Result<String, String>;
@@ -39,9 +40,12 @@ pub struct Answers {
 
 /// Asks everything.
 pub fn ask() -> Answers {
-    let types = match std::fs::read(super::BTF_PATH) {
+    let types = match std::fs::read(BTF_PATH) {
         Ok(bytes) => bytes,
-        Err(error) => return nothing(&format!("read {}: {error}", super::BTF_PATH), None),
+        Err(error) => {
+            let meaning = refusal::no_types(&error);
+            return nothing(&format!("read {BTF_PATH}: {error}{meaning}"), None);
+        }
     };
     let parsed = match btf::Btf::parse(&types) {
         Ok(parsed) => parsed,
@@ -60,8 +64,8 @@ pub fn ask() -> Answers {
     let kernel = Btf::from_sys_fs();
     let (mut object, kernel) = match (load(), kernel) {
         (Ok(object), Ok(kernel)) => (object, kernel),
-        (Err(error), _) => return nothing(&chain(&error), Some((btf, d_path))),
-        (_, Err(error)) => return nothing(&chain(&error), Some((btf, d_path))),
+        (Err(error), _) => return nothing(&in_one_line(&error), Some((btf, d_path))),
+        (_, Err(error)) => return nothing(&in_one_line(&error), Some((btf, d_path))),
     };
     let task_file = super::TaskFileIterator::load(u32::MAX)
         .map(|_| "the kernel's own lock tables can be read".into())
@@ -130,10 +134,10 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let program = object.program_mut(name).ok_or_else(|| format!("{name}: not in the object"))?;
-    let program: &mut P = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+    let program: &mut P = program.try_into().map_err(|error: ProgramError| in_one_line(&error))?;
     match attach(program) {
         Ok(()) => Ok("loads and attaches".into()),
-        Err(error) => Err(chain(&error)),
+        Err(error) => Err(in_one_line(&error)),
     }
 }
 
@@ -145,32 +149,4 @@ fn lsm_is_active(works: String) -> Answer {
         }
         Err(error) => Err(format!("attaches; whether it is active is not known: {error}")),
     }
-}
-
-/// The error with its causes, and what the common error numbers mean here.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut number = None;
-    let mut next: Option<&dyn std::error::Error> = error.source();
-    while let Some(cause) = next {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        number = number
-            .or(cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error));
-        next = cause.source();
-    }
-    let meaning = match number {
-        Some(libc::EPERM | libc::EACCES) => {
-            " (not allowed: privileges, lockdown or the kernel's build)"
-        }
-        Some(libc::EINVAL) => " (this kernel does not know it)",
-        Some(libc::ENOENT | libc::ESRCH) => " (not in this kernel)",
-        Some(libc::EOPNOTSUPP) => " (not built into this kernel)",
-        _ => "",
-    };
-    text.push_str(meaning);
-    text.replace('\n', " ")
 }
