@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn only_a_panic_before_init_is_no_word_about_the_tests() {
         let panic = "[ 2.8] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        let none = serde_json::Value::Null;
+        let none = Value::Null;
         assert!(died_before_init(&ended(panic, &none)));
         assert!(!died_before_init(&ended(&format!("vm-init: begins\n{panic}"), &none)));
         assert!(!died_before_init(&ended(&format!("test a ... ok (0.1 s)\n{panic}"), &none)));
