@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, check, interrupt, scan, setup, test, vm};
+use crate::{bench, build, check, ci, interrupt, scan, setup, test, vm};
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
@@ -62,6 +62,8 @@ enum Verb {
     Vm(vm::Args),
     /// Check formatting, lints, docs and the rules of the architecture
     Check,
+    /// Check, run every test, then the live tests on the matrix of kernels, and add it all up
+    Ci,
     /// Measure what lockwatch costs on this machine, beside what its peers cost
     Bench {
         #[command(subcommand)]
@@ -110,6 +112,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Vm(args) => vm::run(&args),
         Verb::Check => check::run(),
+        Verb::Ci => ci::run(),
         Verb::Bench { subject } => bench::run(&subject),
         Verb::BenchHolder { args } => bench::holder::run(&args),
         Verb::BenchListing { args } => bench::listing::run(&args),

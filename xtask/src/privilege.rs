@@ -67,6 +67,24 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether lockwatch's BPF programs should load here: for root with all capabilities, on a kernel
+/// that shows its types and is not locked down.
+pub(crate) fn bpf_is_due() -> bool {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    is_root()
+        && Path::new("/sys/kernel/btf/vmlinux").exists()
+        && has_system_capabilities(&text("/proc/self/status"))
+        && !text("/sys/kernel/security/lockdown").contains("[confidentiality]")
+        && text("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn has_system_capabilities(status: &str) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|held| held & CAP_SYS_ADMIN != 0)
+}
+
 fn plain(program: &Path, variables: &[(&str, &OsStr)]) -> Command {
     let mut command = Command::new(program);
     command.envs(variables.iter().copied());
@@ -108,6 +126,13 @@ mod tests {
         sudo_asks_nothing: false,
         terminal: false,
     };
+
+    #[test]
+    fn capabilities_are_read() {
+        assert!(has_system_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(!has_system_capabilities("CapEff:\t00000000a80425fb\n"));
+        assert!(!has_system_capabilities(""));
+    }
 
     #[test]
     fn root_needs_no_sudo() {

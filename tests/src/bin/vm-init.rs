@@ -26,6 +26,9 @@ const MODULES_FILE: &str = "/vm/modules";
 const RUN_FILE: &str = "/vm/run.json";
 /// The same form is looked for in `xtask/src/vm/verdict.rs`.
 const END_MARK: &str = "lockwatch-vm-end";
+/// The same words are looked for in `xtask/src/vm/boot.rs`: what comes before them has nothing to
+/// do with what is tested.
+const BEGIN_MARK: &str = "vm-init: begins";
 const RESULTS: &str = "/run/test-results.json";
 const RESULTS_PORT: &str = "/dev/ttyS1";
 
@@ -51,8 +54,7 @@ fn main() {
         eprintln!("vm-init is the first process of a test VM and nothing else");
         std::process::exit(2);
     }
-    // From here on a panic of the kernel may have to do with what is tested.
-    eprintln!("\nvm-init: begins");
+    eprintln!("\n{BEGIN_MARK}");
     if let Err(error) = run() {
         // The host repeats what follows these words.
         eprintln!("\nvm-init: failed: {error:#}");

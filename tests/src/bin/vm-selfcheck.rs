@@ -1,7 +1,8 @@
 //! Checks the VM itself: that what `vm-init` promises to the live tests is there.
 //!
 //! Takes the place of the live tests in `cargo xtask vm --self-check` and speaks as they do:
-//! `--json FILE`, `--patience N` (which it has no use for), a filter, a closing line. It tests nothing of lockwatch.
+//! `--json FILE`, `--patience N` (which it has no use for), a filter, a closing line. It tests
+//! nothing of lockwatch.
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 

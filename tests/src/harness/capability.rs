@@ -7,7 +7,8 @@
 //! `pidns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
 //! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
-//! behind requests: 5.13), and `program:NAME`.
+//! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
+//! `program:NAME`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +24,7 @@ use super::place;
 
 /// The inode number of the initial pid namespace (`PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+const LOCKDOWN: &str = "lockdown";
 
 /// What is there, and why the rest is not.
 pub struct Capabilities {
@@ -44,6 +46,7 @@ impl Capabilities {
             ("terminal", terminal()),
             ("every-process", every_process()),
             ("queues-in-proc", queues_in_proc()),
+            (LOCKDOWN, lockdown()),
         ];
         Self { own: own.into(), doctor: doctor() }
     }
@@ -64,6 +67,21 @@ impl Capabilities {
                 Some(probe) => probe.as_ref().err().map(|why| format!("{why:#}")),
             },
         }
+    }
+
+    /// Everything that is missing and why, but for what only a kernel that refuses has.
+    pub fn missing(&self) -> Vec<(String, String)> {
+        let why = |result: &Result<()>| result.as_ref().err().map(|why| format!("{why:#}"));
+        let own = self.own.iter().filter(|(name, _)| **name != LOCKDOWN);
+        let mut missing: Vec<_> =
+            own.filter_map(|(name, probe)| Some(((*name).to_owned(), why(probe)?))).collect();
+        match &self.doctor {
+            Ok(probes) => missing.extend(
+                probes.iter().filter_map(|(name, probe)| Some((name.clone(), why(probe)?))),
+            ),
+            Err(error) => missing.push(("doctor".to_owned(), format!("{error:#}"))),
+        }
+        missing
     }
 
     /// Why the doctor could not be asked, if so: then everything that it knows counts as missing.
@@ -128,7 +146,7 @@ pub(super) fn private_mounts() -> Result<()> {
 }
 
 /// Mounts a fresh tmpfs, readable by everyone.
-pub(super) fn tmpfs(folder: &Path) -> Result<()> {
+pub fn tmpfs(folder: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount(c"tmpfs", folder, c"tmpfs", flags, Some(c"mode=0755"))
         .with_context(|| format!("mounting a tmpfs on {}", folder.display()))
@@ -202,5 +220,12 @@ fn queues_in_proc() -> Result<()> {
     let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().context("osrelease")?, numbers.next().context("osrelease")?);
     ensure!(version >= (5, 13), "kernel {}.{} is older than 5.13", version.0, version.1);
+    Ok(())
+}
+
+fn lockdown() -> Result<()> {
+    let path = "/sys/kernel/security/lockdown";
+    let mode = fs::read_to_string(path).context(path)?;
+    ensure!(mode.contains("[confidentiality]"), "lockdown is {}", mode.trim());
     Ok(())
 }

@@ -28,12 +28,23 @@ pub const NOBODY: u32 = 65534;
 /// How much of an output the transcript keeps.
 const KEPT: usize = 6000;
 
+/// A part of root's rights, by its number in `include/uapi/linux/capability.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "capabilities(7) says what they are")]
+pub enum Capability {
+    SysAdmin = 21,
+    PerfMon = 38,
+    Bpf = 39,
+}
+
 /// A run that is about to be.
 pub struct Invocation {
     program: PathBuf,
     args: Vec<OsString>,
     folder: PathBuf,
     as_nobody: bool,
+    without: Vec<Capability>,
     on_terminal: bool,
     no_reader: bool,
 }
@@ -46,6 +57,7 @@ impl Invocation {
             args: Vec::new(),
             folder: folder.to_owned(),
             as_nobody: false,
+            without: Vec::new(),
             on_terminal: false,
             no_reader: false,
         }
@@ -62,6 +74,13 @@ impl Invocation {
     #[must_use]
     pub fn as_nobody(mut self) -> Self {
         self.as_nobody = true;
+        self
+    }
+
+    /// As root without some of root's capabilities, which it cannot get back.
+    #[must_use]
+    pub fn without(mut self, capabilities: &[Capability]) -> Self {
+        self.without.extend(capabilities);
         self
     }
 
@@ -94,6 +113,22 @@ impl Invocation {
             // The standard library gives up the other groups with the user.
             command.uid(NOBODY).gid(NOBODY);
         }
+        if !self.without.is_empty() {
+            let without = self.without.clone();
+            // What the bounding set lacks, an exec does not give root either.
+            let drop_them = move || {
+                for capability in &without {
+                    // SAFETY: takes numbers only, and is but a system call.
+                    let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, *capability as u64) };
+                    if done != 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            };
+            // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+            unsafe { command.pre_exec(drop_them) };
+        }
         let (stdout, theirs) = if self.on_terminal {
             let (ours, theirs) = terminal()?;
             (File::from(ours), Stdio::from(theirs))
@@ -125,7 +160,8 @@ impl Invocation {
         let mut words = vec![escape(program.as_bytes())];
         words.extend(self.args.iter().map(|arg| escape(arg.as_bytes())));
         let user = if self.as_nobody { "(as nobody) " } else { "" };
-        format!("{user}{}", words.join(" "))
+        let without: String = self.without.iter().map(|c| format!("(without {c:?}) ")).collect();
+        format!("{user}{without}{}", words.join(" "))
     }
 }
 

@@ -16,7 +16,7 @@ usage: live [FILTER…] [--exact] [--list] [--source both|bpf|procfs] [--jobs N]
   --list      names them, and runs nothing
   --source    runs the tests that are about a source for this one only
   --jobs      how many at a time (1)
-  --json      writes one JSON object a test
+  --json      writes one JSON object a test, and before them one for each missing capability
   --patience  multiplies every time limit
   --require   fails where one of these is missing, where tests would be skipped";
 

@@ -15,11 +15,19 @@ pub const USUAL: Duration = Duration::from_secs(10);
 
 /// A time limit as it holds on this machine.
 pub fn stretched(limit: Duration) -> Duration {
-    static FACTOR_VALUE: OnceLock<u32> = OnceLock::new();
-    let factor = FACTOR_VALUE.get_or_init(|| {
+    limit * factor()
+}
+
+/// How often to do what is done several times: once is enough where everything takes long.
+pub fn rounds(usual: u32) -> u32 {
+    if factor() > 1 { 1 } else { usual }
+}
+
+fn factor() -> u32 {
+    static VALUE: OnceLock<u32> = OnceLock::new();
+    *VALUE.get_or_init(|| {
         env::var(FACTOR).ok().and_then(|word| word.parse().ok()).filter(|&n| n > 0).unwrap_or(1)
-    });
-    limit * *factor
+    })
 }
 
 /// Looks again and again until there is something to see.

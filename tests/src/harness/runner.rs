@@ -110,6 +110,7 @@ fn run(options: &Options, cases: &[Case]) -> Result<ExitCode> {
         eprintln!("live: WARNING: lockwatch doctor --json: {why}");
     }
     let mut report = Report::new(options.json.as_deref())?;
+    report.lacks(&capabilities)?;
     let interrupted = play_all(options, cases, &capabilities, root.path(), &mut report)?;
     report.add("nothing_is_left_behind", &nothing_left(root)?)?;
     print(&format!("\n{}", report.closing_line()));
@@ -331,6 +332,16 @@ impl Report {
     fn new(json: Option<&Path>) -> Result<Self> {
         let open = |path: &Path| File::create(path).with_context(|| path.display().to_string());
         Ok(Self { json: json.map(open).transpose()?, passed: 0, failed: 0, skipped: 0 })
+    }
+
+    /// What is missing here, for whoever compares machines.
+    fn lacks(&mut self, capabilities: &Capabilities) -> Result<()> {
+        let Some(json) = &mut self.json else { return Ok(()) };
+        for (capability, why) in capabilities.missing() {
+            let object = json!({ "capability": capability, "lacks": why });
+            writeln!(json, "{object}").context("writing the JSON report")?;
+        }
+        Ok(())
     }
 
     fn add(&mut self, name: &str, played: &Played) -> Result<()> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lockwatch_tests::harness::{Scene, Test, place};
+use lockwatch_tests::harness::{Scene, Test, patience, place};
 use lockwatch_tests::{each_source, once, same};
 
 use crate::kernel;
@@ -296,7 +296,7 @@ fn locks_that_come_and_go_do_not_disturb_the_rest(scene: &mut Scene) -> Result<(
          steady: open a lock
          steady: mass posix 3000 a",
     )?;
-    for _ in 0..3 {
+    for _ in 0..patience::rounds(3) {
         let report = scene.scan()?;
         let locks = report.locks_on(&scene.file("lock")?);
         let starts: BTreeSet<_> = locks.iter().map(|lock| lock.start).collect();

@@ -13,6 +13,7 @@ mod listing;
 mod names;
 mod namespaces;
 mod peers;
+mod refused;
 mod rig;
 mod sources;
 mod stories;
@@ -38,6 +39,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("exit_codes", exit_codes::TESTS),
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
+    ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
 ];

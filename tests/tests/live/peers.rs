@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{each_source, once, same};
 
 use crate::stories::{HELD, LEAKED};
@@ -167,7 +167,7 @@ fn defect_7_the_time_grows_with_the_square(scene: &mut Scene) -> Result<()> {
              {name}: mass posix {count} a"
         ))?;
         let mut best = f64::INFINITY;
-        for _ in 0..3 {
+        for _ in 0..patience::rounds(3) {
             let run = scene.run(&["scan", "-r", "-n", "-o", "START", &format!("./{name}")])?;
             run.exits(0)?;
             same!("rows", run.lines()?.len(), count);

@@ -33,6 +33,12 @@ impl fmt::Display for Breach {
 
 /// Runs every check.
 pub(crate) fn run() -> Result<ExitCode> {
+    let failed = failed()?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs every check, says on stderr what each found, and answers the names of those that failed.
+pub(crate) fn failed() -> Result<Vec<&'static str>> {
     let toolchain = setup::toolchain()?;
     bpf::build(&toolchain)?;
     let checks: [(&str, &dyn Fn() -> Result<()>); 5] = [
@@ -50,16 +56,14 @@ pub(crate) fn run() -> Result<ExitCode> {
             failed.push(name);
         }
         if interrupt::happened() {
-            return Ok(ExitCode::FAILURE);
+            anyhow::bail!("interrupted");
         }
     }
-    if failed.is_empty() {
-        progress::say("check: all good");
-        Ok(ExitCode::SUCCESS)
-    } else {
-        progress::say(&format!("check: failed: {}", failed.join(", ")));
-        Ok(ExitCode::FAILURE)
+    match failed.as_slice() {
+        [] => progress::say("check: all good"),
+        failed => progress::say(&format!("check: failed: {}", failed.join(", "))),
     }
+    Ok(failed)
 }
 
 fn rules() -> Result<()> {

@@ -30,8 +30,8 @@ pub(crate) fn run(programs: &Programs, arguments: &[String]) -> Result<Verdict> 
     let test_seconds = started.elapsed().as_secs_f64();
     let Some(exit) = status.code() else { bail!("the tests ended with {status}") };
     let text = fs::read_to_string(&results).context("the tests left no results")?;
-    let tests = verdict::tests(&text).map_err(anyhow::Error::msg)?;
+    let (tests, lacks) = verdict::account(&text).map_err(anyhow::Error::msg)?;
     verdict::check_exit(exit.into(), &tests).map_err(anyhow::Error::msg)?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok(Verdict::Ran { release, boot_seconds: 0.0, test_seconds, tests })
+    Ok(Verdict::Ran { release, boot_seconds: 0.0, test_seconds, tests, lacks })
 }

@@ -31,8 +31,8 @@ const TOOLS: [&str; 34] = [
 /// The folders of a merged `/usr`, so that a tool is found by either of its paths.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
-/// Everything but the modules: the same for each kernel, so made once.
-pub(crate) fn base(programs: &Programs, arguments: &[String]) -> Result<Vec<u8>> {
+/// Everything but the modules and the run: the same for each VM, so made once.
+pub(crate) fn base(programs: &Programs) -> Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     for name in MERGED {
         archive.folder(&format!("usr/{name}"))?;
@@ -69,20 +69,15 @@ pub(crate) fn base(programs: &Programs, arguments: &[String]) -> Result<Vec<u8>>
             }
         }
     }
-    let run = serde_json::json!({
-        "program": "/usr/bin/live-tests",
-        "arguments": arguments,
-        "environment": { "LOCKWATCH_BIN": format!("/{LOCKWATCH}"), "RIG_BIN": format!("/{RIG}") },
-    });
-    archive.file(RUN_FILE, 0o644, &serde_json::to_vec(&run)?)?;
     Ok(archive.finish()?)
 }
 
 const LOCKWATCH: &str = "usr/bin/lockwatch";
 const RIG: &str = "usr/bin/rig";
 
-/// `base` and this kernel's modules. The kernel unpacks archives that follow one another.
-pub(crate) fn complete(base: &[u8], module_folder: &Path) -> Result<Vec<u8>> {
+/// `base`, this kernel's modules, and what the tests are called with. The kernel unpacks archives
+/// that follow one another.
+pub(crate) fn complete(base: &[u8], module_folder: &Path, arguments: &[String]) -> Result<Vec<u8>> {
     let (found, absent) = modules::closure(module_folder, &MODULES)?;
     let mut archive = Archive::new(Vec::new());
     let mut list = String::new();
@@ -96,8 +91,13 @@ pub(crate) fn complete(base: &[u8], module_folder: &Path) -> Result<Vec<u8>> {
         list.push_str(&format!("built-in {name}\n"));
     }
     archive.file(MODULES_FILE, 0o644, list.as_bytes())?;
-    let modules = archive.finish()?;
-    Ok([base, &modules].concat())
+    let run = serde_json::json!({
+        "program": "/usr/bin/live-tests",
+        "arguments": arguments,
+        "environment": { "LOCKWATCH_BIN": format!("/{LOCKWATCH}"), "RIG_BIN": format!("/{RIG}") },
+    });
+    archive.file(RUN_FILE, 0o644, &serde_json::to_vec(&run)?)?;
+    Ok([base, &archive.finish()?].concat())
 }
 
 fn add_program(archive: &mut Archive<Vec<u8>>, program: &Path, place: &str) -> Result<()> {
@@ -142,9 +142,10 @@ mod tests {
     fn the_modules_follow_the_base() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("fuse.ko"), b"\0depends=\0").unwrap();
-        let whole = complete(b"BASE", folder.path()).unwrap();
+        let whole = complete(b"BASE", folder.path(), &["--exact".to_owned()]).unwrap();
         assert!(whole.starts_with(b"BASE070701"));
         let text = String::from_utf8_lossy(&whole);
         assert!(text.contains("/vm/module/fuse.ko\nbuilt-in overlay\nbuilt-in loop\n"), "{text}");
+        assert!(text.contains("\"arguments\":[\"--exact\"]"), "{text}");
     }
 }

@@ -28,12 +28,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::cache::Cache;
-use crate::{build, command, interrupt, progress, workspace};
+use crate::tally::Tally;
+use crate::{build, command, interrupt, privilege, progress, workspace};
+use boot::{Booted, Limits};
 use fetch::Fetched;
 use programs::Programs;
 use report::Column;
 use sources::Mirror;
-use suites::Kernel;
+use suites::{Guest, Kernel};
 use verdict::Verdict;
 
 /// More would only take turns on the two cores that there are.
@@ -42,9 +44,16 @@ const AT_ONCE: usize = 2;
 /// An emulated machine is several times slower: the tests' own time limits are to allow for it.
 const PATIENCE: [&str; 2] = ["--patience", "5"];
 
-#[derive(clap::Args, Debug)]
+/// How long one VM may take where nothing else is said.
+const VM_SECONDS: u64 = 600;
+
+/// How often a kernel is booted that ends or hangs before a test could have anything to do with
+/// it.
+const BOOTS: usize = 3;
+
+#[derive(clap::Args, Debug, Default)]
 pub(crate) struct Args {
-    /// Kernels by base version or Debian suite; all of the matrix if none is given
+    /// VMs by name, base version or Debian suite; all of the matrix if none is given
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
     /// List the matrix with what is in the cache, and end
@@ -57,8 +66,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TESTFILTER")]
     filter: Option<String>,
     /// How long one VM may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = VM_SECONDS)]
     timeout: u64,
+    /// How long all may take together, as 15m or 900s: a VM that is not done by then is red
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    within: Option<Duration>,
     /// Also run the live tests on the running kernel, as a column of the table
     #[arg(long)]
     host: bool,
@@ -90,57 +102,87 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
+/// What the matrix cannot be run without.
+pub(crate) fn prerequisites() -> Result<()> {
+    boot::emulator().map(drop)
+}
+
+/// The whole matrix; what came of it, after its table was printed.
+pub(crate) fn matrix(within: Duration) -> Result<Tally> {
+    let args = Args { within: Some(within), timeout: VM_SECONDS, ..Args::default() };
+    let (output, columns) = columns(&args, Instant::now())?;
+    publish(&args, &output, &columns)?;
+    Ok(report::tally(&columns))
+}
+
 fn run_matrix(args: &Args) -> Result<u8> {
-    let kernels = suites::select(&args.kernels)?;
+    let started = Instant::now();
+    let kernels = suites::select(&args.kernels);
     let cache = cache()?;
     if args.list {
-        list(&cache, &kernels)?;
+        list(&cache, &kernels?)?;
         return Ok(0);
     }
-    let _lock = lock(&cache)?;
-    let mirror = sources::mirror(Path::new("/etc/apt"));
     if args.renew_btf {
-        return renew_btf(&cache, &mirror, &kernels, args.refresh);
+        let _lock = lock(&cache)?;
+        let mirror = sources::mirror(Path::new("/etc/apt"));
+        return renew_btf(&cache, &mirror, &kernels?, args.refresh);
     }
+    let (output, columns) = columns(args, started)?;
+    publish(args, &output, &columns)?;
+    let tally = report::tally(&columns);
+    command::print(&format!("{tally}\n"))?;
+    Ok(status(&columns))
+}
+
+/// Runs what is asked for; the folder with its words, and what came of each VM.
+fn columns(args: &Args, started: Instant) -> Result<(PathBuf, Vec<Column>)> {
+    let guests = suites::guests(&args.kernels, args.filter.as_deref())?;
+    prerequisites()?;
+    let cache = cache()?;
+    let _lock = lock(&cache)?;
     let programs = if args.self_check {
         programs::self_check()?
     } else {
         let given = args.lockwatch.clone();
         programs::live(given.map_or_else(build::run, Ok)?)?
     };
-    let arguments: Vec<String> = args.filter.iter().cloned().collect();
     let output = workspace::target().join("vm");
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
 
     let run = Run {
-        base: initramfs::base(&programs, &[&PATIENCE.map(str::to_owned), &*arguments].concat())?,
-        mirror,
-        timeout: Duration::from_secs(args.timeout),
+        base: initramfs::base(&programs)?,
+        mirror: sources::mirror(Path::new("/etc/apt")),
+        limits: Limits {
+            whole: Duration::from_secs(args.timeout),
+            deadline: args.within.map(|within| started + within),
+        },
+        self_check: args.self_check,
         cache,
         output,
         refresh: args.refresh,
         keep_logs: args.keep_logs,
     };
-    let mut columns = run.all(&kernels);
+    let mut columns = run.all(&guests);
     if interrupt::happened() {
         bail!("interrupted");
     }
     if args.host {
-        columns.push(host_column(&programs, &arguments));
+        columns.push(host_column(&programs, args.filter.as_deref()));
     }
-    finish(args, &run.output, &columns)
+    Ok((run.output, columns))
 }
 
-/// Prints and writes the outcome; the exit status.
-fn finish(args: &Args, output: &Path, columns: &[Column]) -> Result<u8> {
+/// Prints and writes the outcome.
+fn publish(args: &Args, output: &Path, columns: &[Column]) -> Result<()> {
     let results = output.join("results.json");
     fs::write(&results, serde_json::to_vec_pretty(columns)?)
         .with_context(|| format!("cannot write {}", results.display()))?;
-    command::print(&format!("{}{}\n", report::table(columns), report::closing_line(columns)))?;
+    command::print(&report::table(columns))?;
     if let Some(file) = &args.write_support_table {
         report::write_support_table(file, columns)?;
     }
-    Ok(status(columns))
+    Ok(())
 }
 
 fn status(columns: &[Column]) -> u8 {
@@ -153,14 +195,12 @@ fn status(columns: &[Column]) -> u8 {
     }
 }
 
-/// How often a kernel is booted that dies before a test could have anything to do with it.
-const BOOTS: u32 = 3;
-
 /// What all VMs of one run share.
 struct Run {
     base: Vec<u8>,
     mirror: Result<Mirror>,
-    timeout: Duration,
+    limits: Limits,
+    self_check: bool,
     cache: PathBuf,
     output: PathBuf,
     refresh: bool,
@@ -168,8 +208,8 @@ struct Run {
 }
 
 impl Run {
-    /// Every kernel's column, in the order given; a few at a time.
-    fn all(&self, kernels: &[&'static Kernel]) -> Vec<Column> {
+    /// Every VM's column, in the order given; a few at a time.
+    fn all(&self, guests: &[(&'static Guest, Option<String>)]) -> Vec<Column> {
         let next = Mutex::new(0);
         let done = Mutex::new(Vec::new());
         let work = || {
@@ -179,11 +219,11 @@ impl Run {
                     *next += 1;
                     *next - 1
                 };
-                let Some(kernel) = kernels.get(index) else { return };
+                let Some((guest, filter)) = guests.get(index) else { return };
                 if interrupt::happened() {
                     return;
                 }
-                let column = self.one(kernel);
+                let column = self.one(guest, filter.as_deref());
                 if let Ok(mut done) = done.lock() {
                     done.push((index, column));
                 }
@@ -199,53 +239,77 @@ impl Run {
         done.into_iter().map(|(_, column)| column).collect()
     }
 
-    fn one(&self, kernel: &Kernel) -> Column {
-        let column = |origin: &str, seconds, verdict| Column {
-            kernel: kernel.base.to_owned(),
-            origin: origin.to_owned(),
-            seconds,
-            verdict,
+    fn one(&self, guest: &Guest, filter: Option<&str>) -> Column {
+        let mut column = Column {
+            kernel: guest.name.to_owned(),
+            origin: String::new(),
+            seconds: 0.0,
+            booted_again: Vec::new(),
+            verdict: Verdict::Broken {
+                reason: verdict::NOT_IN_TIME.to_owned(),
+                console_tail: "it was not begun".to_owned(),
+            },
         };
-        let fetched = match fetch::newest(&self.cache, &self.mirror, kernel, self.refresh) {
+        if self.limits.is_over() {
+            return column;
+        }
+        let kernel = guest.kernel();
+        let fetched = kernel
+            .and_then(|kernel| fetch::newest(&self.cache, &self.mirror, kernel, self.refresh));
+        let fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
                 let reason = format!("{error:#}");
-                progress::say(&format!("{}: SKIPPED, NOT TESTED: {reason}", kernel.base));
-                return column("", 0.0, Verdict::Skipped { reason });
+                progress::say(&format!("{}: SKIPPED, NOT TESTED: {reason}", guest.name));
+                column.verdict = Verdict::Skipped { reason };
+                return column;
             }
         };
         let started = Instant::now();
-        let verdict = self.boot(kernel, &fetched).unwrap_or_else(|error| Verdict::Broken {
+        let booted = self.boot(guest, filter, &fetched, &mut column.booted_again);
+        column.verdict = booted.unwrap_or_else(|error| Verdict::Broken {
             reason: format!("{error:#}"),
             console_tail: String::new(),
         });
-        column(&fetched.origin, started.elapsed().as_secs_f64(), verdict)
+        column.origin = fetched.origin;
+        column.seconds = started.elapsed().as_secs_f64();
+        column
     }
 
-    fn boot(&self, kernel: &Kernel, fetched: &Fetched) -> Result<Verdict> {
-        let folder = self.output.join(kernel.base);
+    fn boot(
+        &self,
+        guest: &Guest,
+        filter: Option<&str>,
+        fetched: &Fetched,
+        booted_again: &mut Vec<String>,
+    ) -> Result<Verdict> {
+        let folder = self.output.join(guest.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let initramfs = folder.join("initramfs.cpio");
-        fs::write(&initramfs, initramfs::complete(&self.base, &fetched.modules)?)
+        let arguments = self.arguments(guest, filter);
+        fs::write(&initramfs, initramfs::complete(&self.base, &fetched.modules, &arguments)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
-        progress::say(&format!("{}: booting {}", kernel.base, fetched.release));
-        let mut boots = 1;
-        let ended = loop {
-            let ended = boot::boot(&fetched.vmlinuz, &initramfs, &folder, self.timeout)?;
-            if boots == BOOTS || !verdict::died_before_init(&ended) {
-                break ended;
+        progress::say(&format!("{}: booting {}", guest.name, fetched.release));
+        let booted =
+            Booted { kernel: &fetched.vmlinuz, initramfs: &initramfs, append: guest.append };
+        let (ended, verdict) = loop {
+            let ended = boot::boot(booted, &folder, self.limits)?;
+            let verdict = verdict::of_vm(&ended);
+            match &verdict {
+                Verdict::Broken { reason, .. }
+                    if ended.before_init() && booted_again.len() + 1 < BOOTS =>
+                {
+                    let why = format!("{reason}, before init began");
+                    progress::say(&format!("{}: BOOTED AGAIN: {why}", guest.name));
+                    booted_again.push(why);
+                }
+                _ => break (ended, verdict),
             }
-            boots += 1;
-            progress::say(&format!(
-                "{}: BOOTED AGAIN: the kernel panicked under emulation before init began",
-                kernel.base
-            ));
         };
-        let verdict = verdict::of_vm(&ended);
         let word = if verdict.is_red() { "RED" } else { "green" };
-        progress::say(&format!("{}: {word} after {:.1} s", kernel.base, ended.seconds));
+        progress::say(&format!("{}: {word} after {:.1} s", guest.name, ended.seconds));
         if verdict.is_red() || self.keep_logs {
-            progress::say(&format!("{}: its words are in {}", kernel.base, folder.display()));
+            progress::say(&format!("{}: its words are in {}", guest.name, folder.display()));
         }
         fs::remove_file(&initramfs)?;
         if !self.keep_logs && !verdict.is_red() {
@@ -253,12 +317,27 @@ impl Run {
         }
         Ok(verdict)
     }
+
+    /// What the tests of a VM are called with.
+    fn arguments(&self, guest: &Guest, filter: Option<&str>) -> Vec<String> {
+        let mut arguments: Vec<_> = PATIENCE.map(str::to_owned).into();
+        if !self.self_check {
+            // A broken loader must not turn tests into skips.
+            arguments.extend(["--require".to_owned(), guest.require.to_owned()]);
+        }
+        arguments.extend(filter.map(str::to_owned));
+        arguments
+    }
 }
 
-fn host_column(programs: &Programs, arguments: &[String]) -> Column {
+fn host_column(programs: &Programs, filter: Option<&str>) -> Column {
     progress::say("host: running the tests on the running kernel");
     let started = Instant::now();
-    let verdict = host::run(programs, arguments).unwrap_or_else(|error| Verdict::Broken {
+    let mut arguments: Vec<String> = filter.map(str::to_owned).into_iter().collect();
+    if privilege::bpf_is_due() {
+        arguments.extend(["--require", "iter/task_file"].map(str::to_owned));
+    }
+    let verdict = host::run(programs, &arguments).unwrap_or_else(|error| Verdict::Broken {
         reason: format!("{error:#}"),
         console_tail: String::new(),
     });
@@ -266,8 +345,19 @@ fn host_column(programs: &Programs, arguments: &[String]) -> Column {
         kernel: "host".to_owned(),
         origin: "the running kernel".to_owned(),
         seconds: started.elapsed().as_secs_f64(),
+        booted_again: Vec::new(),
         verdict,
     }
+}
+
+/// `15m`, `900s` or `900`.
+fn time(text: &str) -> std::result::Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    let number = number.parse::<u64>().map_err(|_| "neither minutes (15m) nor seconds (900s)")?;
+    Ok(Duration::from_secs(number.saturating_mul(unit)))
 }
 
 /// Writes the fixtures of every kernel that can be had; 2 if one cannot.
@@ -325,12 +415,19 @@ mod tests {
     use super::*;
 
     fn column(verdict: Verdict) -> Column {
-        Column { kernel: "6.1".into(), origin: String::new(), seconds: 0.0, verdict }
+        Column {
+            kernel: "6.1".into(),
+            origin: String::new(),
+            seconds: 0.0,
+            booted_again: Vec::new(),
+            verdict,
+        }
     }
 
     fn ran() -> Verdict {
         let release = String::new();
-        Verdict::Ran { release, boot_seconds: 0.0, test_seconds: 0.0, tests: Vec::new() }
+        let (tests, lacks) = (Vec::new(), Vec::new());
+        Verdict::Ran { release, boot_seconds: 0.0, test_seconds: 0.0, tests, lacks }
     }
 
     fn skipped() -> Verdict {
@@ -344,5 +441,12 @@ mod tests {
         assert_eq!(status(&[column(ran()), column(broken())]), 1);
         assert_eq!(status(&[column(skipped()), column(broken())]), 1);
         assert_eq!(status(&[column(skipped())]), 2);
+    }
+    #[test]
+    fn times_are_minutes_or_seconds() {
+        assert_eq!(time("15m").unwrap().as_secs(), 900);
+        assert_eq!(time("90s").unwrap().as_secs(), 90);
+        assert_eq!(time("90").unwrap().as_secs(), 90);
+        assert!(time("soon").is_err() && time("-1m").is_err());
     }
 }

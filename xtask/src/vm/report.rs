@@ -1,5 +1,6 @@
 //! The matrix as text, as JSON and as the README's support table. Pure but for the README.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -8,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::verdict::{Outcome, Test, Verdict};
+use crate::tally::Tally;
 
 /// One column of the matrix.
 #[derive(Debug, Serialize)]
@@ -17,6 +19,8 @@ pub(crate) struct Column {
     /// Where the kernel comes from; empty if it could not be had.
     pub(crate) origin: String,
     pub(crate) seconds: f64,
+    /// Why it was booted again, each time.
+    pub(crate) booted_again: Vec<String>,
     pub(crate) verdict: Verdict,
 }
 
@@ -75,6 +79,9 @@ pub(crate) fn table(columns: &[Column]) -> String {
         let _ = writeln!(text, "[{}] {}", index + 1, reason.replace('\n', "\n    "));
     }
     for column in columns {
+        for why in &column.booted_again {
+            let _ = writeln!(text, "{}: BOOTED AGAIN: {why}", column.kernel);
+        }
         let _ = write!(text, "{}: ", column.kernel);
         let _ = match &column.verdict {
             Verdict::Ran { release, boot_seconds, test_seconds, .. } => writeln!(
@@ -137,17 +144,37 @@ fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// The counts in the form that a test runner closes with.
-pub(crate) fn closing_line(columns: &[Column]) -> String {
-    let sum = |outcome| columns.iter().map(|column| column.count(outcome)).sum::<usize>();
-    let broken =
-        columns.iter().filter(|column| matches!(column.verdict, Verdict::Broken { .. })).count();
-    format!(
-        "{} passed, {} failed, {} skipped",
-        sum(Outcome::Passed),
-        sum(Outcome::Failed) + broken,
-        sum(Outcome::Skipped)
-    )
+/// The counts over all columns. A kernel that broke counts as a failed test, one that was not to
+/// be had as a skipped one.
+pub(crate) fn tally(columns: &[Column]) -> Tally {
+    let mut tally = Tally::default();
+    for column in columns {
+        tally.passed += column.count(Outcome::Passed) as u64;
+        tally.failed += column.count(Outcome::Failed) as u64;
+        tally.skipped += column.count(Outcome::Skipped) as u64;
+        match &column.verdict {
+            Verdict::Broken { .. } => tally.failed += 1,
+            Verdict::Skipped { reason } => {
+                tally.skipped += 1;
+                tally.skips.push(format!("{}: SKIPPED, NOT TESTED: {reason}", column.kernel));
+            }
+            Verdict::Ran { tests, .. } => {
+                for (reason, count) in skips(tests) {
+                    tally.skips.push(format!("{}: {count} skipped: {reason}", column.kernel));
+                }
+            }
+        }
+    }
+    tally
+}
+
+/// Each reason for a skip with the number of its tests.
+fn skips(tests: &[Test]) -> BTreeMap<&str, usize> {
+    let mut reasons = BTreeMap::new();
+    for test in tests.iter().filter(|test| test.outcome == Outcome::Skipped) {
+        *reasons.entry(test.reason.as_str()).or_default() += 1;
+    }
+    reasons
 }
 
 const BEGIN: &str =
@@ -170,39 +197,48 @@ fn with_support_table(text: &str, columns: &[Column]) -> Result<String> {
 }
 
 fn support_table(columns: &[Column]) -> String {
-    let mut text =
-        "| kernel | tested as | passed | failed | skipped | skipped because |\n|---|---|--:|--:|--:|---|\n"
-            .to_owned();
+    let mut text = "| kernel | tested as | passed | failed | skipped | absent capabilities |\n\
+                    |---|---|--:|--:|--:|---|\n"
+        .to_owned();
+    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for column in columns {
-        let Verdict::Ran { tests, release, .. } = &column.verdict else {
+        let Verdict::Ran { tests, release, lacks, .. } = &column.verdict else {
             let _ = writeln!(text, "| {} | not tested | | | | |", column.kernel);
             continue;
         };
-        let mut reasons: Vec<String> = Vec::new();
-        for test in tests.iter().filter(|test| test.outcome == Outcome::Skipped) {
-            number(&mut reasons, &test.reason.replace('|', "\\|").replace('\n', " "));
-        }
-        let (base, origin) = if column.kernel == "host" {
+        let (name, origin) = if column.kernel == "host" {
             // The machine's own kernel has a name that says nothing elsewhere.
             let base: Vec<_> = release.split(['.', '-']).take(2).collect();
             (base.join("."), "the build machine's own")
         } else {
             (column.kernel.clone(), column.origin.as_str())
         };
+        for (reason, count) in skips(tests) {
+            let reason = reason.replace('|', "\\|").replace('\n', " ");
+            reasons.entry(reason).or_default().push(format!("{count} on {name}"));
+        }
+        let lacks: Vec<_> = lacks.iter().map(|lack| lack.capability.as_str()).collect();
         let _ = writeln!(
             text,
-            "| {base} | {origin} | {} | {} | {} | {} |",
+            "| {name} | {origin} | {} | {} | {} | {} |",
             column.count(Outcome::Passed),
             column.count(Outcome::Failed),
             column.count(Outcome::Skipped),
-            reasons.join("; ")
+            lacks.join(", ")
         );
+    }
+    if !reasons.is_empty() {
+        text.push_str("\nSkipped, because the test\n\n");
+    }
+    for (reason, counts) in reasons {
+        let _ = writeln!(text, "- {reason}: {}", counts.join(", "));
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict::Lack;
     use super::*;
 
     fn test(name: &str, outcome: Outcome, reason: &str) -> Test {
@@ -215,12 +251,14 @@ mod tests {
             boot_seconds: 5.0,
             test_seconds: 1.0,
             tests,
+            lacks: vec![Lack { capability: "iter/unix".into(), why: "not in this kernel".into() }],
         };
         vec![
             Column {
                 kernel: "5.10".into(),
                 origin: "linux 5.10.262-1".into(),
                 seconds: 7.0,
+                booted_again: Vec::new(),
                 verdict: ran(vec![
                     test("scan", Outcome::Passed, ""),
                     test("sockets", Outcome::Skipped, "needs iter/unix"),
@@ -230,12 +268,14 @@ mod tests {
                 kernel: "7.2".into(),
                 origin: "linux 7.2.13-1".into(),
                 seconds: 7.0,
+                booted_again: Vec::new(),
                 verdict: ran(vec![test("sockets", Outcome::Failed, "offset of sk")]),
             },
             Column {
                 kernel: "6.1".into(),
                 origin: String::new(),
                 seconds: 0.0,
+                booted_again: Vec::new(),
                 verdict: Verdict::Skipped { reason: "no mirror".into() },
             },
         ]
@@ -255,16 +295,25 @@ total    green        RED         SKIPPED
 ";
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("6.1: SKIPPED, NOT TESTED: no mirror"), "{text}");
-        assert_eq!(closing_line(&columns()), "1 passed, 1 failed, 1 skipped");
+        let tally = tally(&columns());
+        assert_eq!(tally.to_string(), "1 passed, 1 failed, 2 skipped");
+        let skips = ["5.10: 1 skipped: needs iter/unix", "6.1: SKIPPED, NOT TESTED: no mirror"];
+        assert_eq!(tally.skips, skips);
     }
 
     #[test]
     fn a_broken_kernel_counts_as_failed_and_shows_its_console() {
         let broken = Verdict::Broken { reason: "no end".into(), console_tail: "a\nb".into() };
-        let column =
-            [Column { kernel: "6.1".into(), origin: String::new(), seconds: 1.0, verdict: broken }];
+        let column = [Column {
+            kernel: "6.1".into(),
+            origin: String::new(),
+            seconds: 1.0,
+            booted_again: vec!["the kernel panicked".into()],
+            verdict: broken,
+        }];
         assert!(table(&column).contains("  | a\n  | b\n"));
-        assert_eq!(closing_line(&column), "0 passed, 1 failed, 0 skipped");
+        assert!(table(&column).contains("6.1: BOOTED AGAIN: the kernel panicked\n"));
+        assert_eq!(tally(&column).to_string(), "0 passed, 1 failed, 0 skipped");
     }
 
     #[test]
@@ -272,7 +321,8 @@ total    green        RED         SKIPPED
         let text = format!("# x\n{BEGIN}\nold\n{END}\nrest\n");
         let new = with_support_table(&text, &columns()).unwrap();
         assert!(new.starts_with("# x\n") && new.ends_with("\nrest\n") && !new.contains("old"));
-        assert!(new.contains("| 5.10 | linux 5.10.262-1 | 1 | 0 | 1 | needs iter/unix |"), "{new}");
+        assert!(new.contains("| 5.10 | linux 5.10.262-1 | 1 | 0 | 1 | iter/unix |"), "{new}");
+        assert!(new.contains("\n- needs iter/unix: 1 on 5.10\n"), "{new}");
         assert_eq!(with_support_table(&new, &columns()).unwrap(), new);
         assert!(with_support_table("no marks", &columns()).is_err());
     }

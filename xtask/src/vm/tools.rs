@@ -66,6 +66,8 @@ pub(crate) fn require(program: &str, package: &str) -> Result<PathBuf> {
     let install = || {
         output(
             Command::new("apt-get")
+                // A fresh machine may be busy with updates of its own.
+                .args(["-o", "DPkg::Lock::Timeout=120"])
                 .args(["install", "--yes", "--no-install-recommends", package])
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )

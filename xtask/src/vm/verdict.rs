@@ -25,12 +25,26 @@ pub(crate) enum Outcome {
     Skipped,
 }
 
+/// Something that a kernel, or what it was booted with, cannot do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Lack {
+    /// The name of the capability.
+    pub(crate) capability: String,
+    pub(crate) why: String,
+}
+
 /// What became of one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub(crate) enum Verdict {
     /// The tests ran to their end.
-    Ran { release: String, boot_seconds: f64, test_seconds: f64, tests: Vec<Test> },
+    Ran {
+        release: String,
+        boot_seconds: f64,
+        test_seconds: f64,
+        tests: Vec<Test>,
+        lacks: Vec<Lack>,
+    },
     /// The run itself went wrong.
     Broken { reason: String, console_tail: String },
     /// There was no kernel to run.
@@ -50,9 +64,9 @@ impl Verdict {
 
 /// The same form is printed by `tests/src/bin/vm-init.rs`.
 const END_MARK: &str = "lockwatch-vm-end";
-const INIT_BEGAN: &str = "vm-init: begins";
 const INIT_FAILED: &str = "vm-init: failed: ";
 const TAIL_LINES: usize = 40;
+pub(crate) const NOT_IN_TIME: &str = "not finished in time";
 
 /// The verdict on a VM.
 pub(crate) fn of_vm(ended: &Ended) -> Verdict {
@@ -60,17 +74,15 @@ pub(crate) fn of_vm(ended: &Ended) -> Verdict {
         .unwrap_or_else(|reason| Verdict::Broken { reason, console_tail: tail(&ended.console) })
 }
 
-/// Whether the kernel panicked before anything of ours ran: what emulation does to it now and then.
-pub(crate) fn died_before_init(ended: &Ended) -> bool {
-    let ours = |line: &str| line.contains(INIT_BEGAN) || line.starts_with("test ");
-    ended.console.contains("Kernel panic") && !ended.console.lines().any(ours)
-}
-
 fn judge(ended: &Ended) -> Result<Verdict, String> {
     match &ended.how {
         How::Exited => {}
         How::Failed(why) => return Err(why.clone()),
+        How::NeverBegan => {
+            return Err(format!("the kernel had not come to init after {:.0} s", ended.seconds));
+        }
         How::TimedOut => return Err(format!("no end after {:.0} s", ended.seconds)),
+        How::NotInTime => return Err(NOT_IN_TIME.to_owned()),
     }
     let Some((exit, count)) = end_line(&ended.console, &ended.nonce) else {
         let panicked = ended.console.contains("Kernel panic");
@@ -86,19 +98,15 @@ fn judge(ended: &Ended) -> Result<Verdict, String> {
     if report["nonce"].as_str() != Some(&ended.nonce) {
         return Err("the report is not of this boot".to_owned());
     }
-    let mut tests = report["tests"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(test)
-        .collect::<Result<Vec<_>, _>>()?;
-    if tests.len() != count || report["exit"].as_i64() != Some(exit) {
+    let lines = report["tests"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if lines.len() != count || report["exit"].as_i64() != Some(exit) {
         return Err(format!(
-            "the report ({} tests, exit {}) and the console ({count}, {exit}) disagree",
-            tests.len(),
+            "the report ({} lines, exit {}) and the console ({count}, {exit}) disagree",
+            lines.len(),
             report["exit"]
         ));
     }
+    let (mut tests, lacks) = tests_and_lacks(lines)?;
     check_exit(exit, &tests)?;
     // A kernel that finds fault with itself while the tests run is a finding.
     let complaints: Vec<_> =
@@ -113,6 +121,7 @@ fn judge(ended: &Ended) -> Result<Verdict, String> {
         boot_seconds: report["boot_seconds"].as_f64().unwrap_or_default(),
         test_seconds: report["test_seconds"].as_f64().unwrap_or_default(),
         tests,
+        lacks,
     })
 }
 
@@ -125,13 +134,30 @@ fn end_line(console: &str, nonce: &str) -> Option<(i64, usize)> {
     })
 }
 
-/// The results that the live tests write with `--json`: one object a line.
-pub(crate) fn tests(text: &str) -> Result<Vec<Test>, String> {
+/// What the live tests write with `--json`: one object a line.
+pub(crate) fn account(text: &str) -> Result<(Vec<Test>, Vec<Lack>), String> {
     let read = |line| {
         let value = serde_json::from_str(line);
-        test(&value.map_err(|error| format!("not the result of a test: {error}: {line}"))?)
+        value.map_err(|error| format!("not the result of a test: {error}: {line}"))
     };
-    text.lines().map(read).collect()
+    tests_and_lacks(&text.lines().map(read).collect::<Result<Vec<_>, _>>()?)
+}
+
+fn tests_and_lacks(lines: &[Value]) -> Result<(Vec<Test>, Vec<Lack>), String> {
+    let (mut tests, mut lacks) = (Vec::new(), Vec::new());
+    for line in lines {
+        match lack(line) {
+            Some(lack) => lacks.push(lack),
+            None => tests.push(test(line)?),
+        }
+    }
+    Ok((tests, lacks))
+}
+
+/// `{"capability": …, "lacks": …}`
+fn lack(value: &Value) -> Option<Lack> {
+    let capability = value["capability"].as_str()?.to_owned();
+    Some(Lack { capability, why: value["lacks"].as_str()?.to_owned() })
 }
 
 /// `{"name": …, "result": "passed" | "failed" | "skipped", "reason": … or null}`
@@ -242,30 +268,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_panic_before_init_is_no_word_about_the_tests() {
-        let panic = "[ 2.8] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        let none = Value::Null;
-        assert!(died_before_init(&ended(panic, &none)));
-        assert!(!died_before_init(&ended(&format!("vm-init: begins\n{panic}"), &none)));
-        assert!(!died_before_init(&ended(&format!("test a ... ok (0.1 s)\n{panic}"), &none)));
-        assert!(!died_before_init(&ended("vm-init: failed: no proc\n", &none)));
-    }
-
-    #[test]
     fn a_hang_is_red() {
         let mut hung = ended("booting", &Value::Null);
         hung.how = How::TimedOut;
         assert_eq!(broken(&hung), "no end after 9 s");
+        hung.how = How::NotInTime;
+        assert_eq!(broken(&hung), "not finished in time");
     }
 
     #[test]
     fn results_are_read_line_by_line() {
-        let text = r#"{"name":"a","result":"passed","reason":null,"seconds":0.1}
+        let text = r#"{"capability":"iter/unix","lacks":"not in this kernel"}
+{"name":"a","result":"passed","reason":null,"seconds":0.1}
 {"name":"b","result":"skipped","reason":"needs iter/unix"}"#;
-        let read = tests(text).unwrap();
-        assert_eq!((read.len(), read[1].reason.as_str()), (2, "needs iter/unix"));
-        assert!(tests("{\"name\":\"a\",\"result\":\"odd\"}").is_err());
-        assert!(tests("cut sho").is_err());
+        let (tests, lacks) = account(text).unwrap();
+        assert_eq!((tests.len(), tests[1].reason.as_str()), (2, "needs iter/unix"));
+        assert_eq!((lacks.len(), lacks[0].capability.as_str()), (1, "iter/unix"));
+        assert!(account("{\"name\":\"a\",\"result\":\"odd\"}").is_err());
+        assert!(account("cut sho").is_err());
     }
 
     #[test]

@@ -1,0 +1,50 @@
+//! `cargo xtask ci`: the checks, every test on this kernel, and the live tests on the matrix.
+//!
+//! Adds up what the other verbs found, and tests nothing itself.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::tally::{self, Part, Tally};
+use crate::{check, command, interrupt, progress, test, vm};
+
+/// How long the matrix may take, with what it builds.
+const MATRIX_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Runs all parts, whatever comes of each. The last line of stdout is the sum over all.
+pub(crate) fn run() -> Result<ExitCode> {
+    let mut parts: Vec<Part> = vec![("checks", checks())];
+    // The tests are run also where a check failed: one run then tells everything.
+    match test::parts(None, test::Bpf::Required) {
+        Ok(tests) => parts.extend(tests),
+        Err(error) => parts.push(("tests", Err(error))),
+    }
+    if !interrupt::happened() {
+        parts.push(("matrix", matrix()));
+    }
+    if interrupt::happened() {
+        bail!("interrupted");
+    }
+    let (text, total) = tally::summary(&parts);
+    command::print(&text)?;
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// They are no tests, and count only where they fail.
+fn checks() -> Result<Tally> {
+    match check::failed()?.as_slice() {
+        [] => Ok(Tally::default()),
+        failed => bail!("failed: {}", failed.join(", ")),
+    }
+}
+
+fn matrix() -> Result<Tally> {
+    if let Err(error) = vm::prerequisites() {
+        let line = format!("MATRIX NOT RUN: {error:#}");
+        progress::say(&line);
+        return Ok(Tally { skipped: 1, skips: vec![line], ..Tally::default() });
+    }
+    vm::matrix(MATRIX_LIMIT)
+}
