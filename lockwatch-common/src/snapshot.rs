@@ -17,7 +17,7 @@ pub const PATH_MAX: usize = 4096;
 pub const LOCK_SPAN: usize = 256;
 /// Steps of a list walk in one run of the program. A longer list is continued in the next run, so
 /// the verifier has little to prove and no kernel needs `bpf_loop`.
-pub const STEPS_PER_RUN: u32 = 6;
+pub const STEPS_PER_RUN: u32 = 4;
 /// Steps that are spent on one inode before its walk is cut.
 pub const STEPS_PER_INODE: u32 = 4_000_000;
 /// Times that a walk is begun anew after its list changed underfoot, before it is cut.
