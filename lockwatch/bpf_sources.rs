@@ -1,21 +1,30 @@
-//! A digest of the sources that the BPF object is made of.
+//! The BPF objects by name, and a digest of the sources that they are made of.
 //!
-//! Shared by `build.rs`, which refuses an object that is older than its sources, and by xtask,
-//! which writes the digest beside the object: two copies of this could disagree. Depends on
+//! Shared by `build.rs`, which refuses objects that are older than their sources, and by xtask,
+//! which writes the digest beside them: two copies of this could disagree. Depends on
 //! nothing but the files' names and bytes, so a fresh checkout or a touched file changes nothing.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The packages that the object is made of, as folders of the workspace.
+/// The objects: each is a program of `lockwatch-ebpf`, loaded apart from the others, so that nobody
+/// pays for what he does not use.
+pub(crate) const OBJECTS: [&str; 2] = ["probe", "snapshot"];
+
+/// The packages that the objects are made of, as folders of the workspace.
 pub(crate) const PACKAGES: [&str; 2] = ["lockwatch-common", "lockwatch-ebpf"];
 
-/// Where the object is, below the target folder.
-pub(crate) const OBJECT: &str = "bpf/lockwatch.bpf.o";
+/// Where the objects are, below the target folder.
+pub(crate) const FOLDER: &str = "bpf";
 
-/// Where its stamp is: lines of `key value`.
+/// Their stamp, in the same folder: lines of `key value`.
 pub(crate) const STAMP: &str = "bpf/lockwatch.bpf.stamp";
+
+/// The file of an object.
+pub(crate) fn file_name(object: &str) -> String {
+    format!("{object}.bpf.o")
+}
 
 /// The stamp's line about the sources.
 pub(crate) fn stamp_line(workspace: &Path) -> io::Result<String> {

@@ -1,7 +1,7 @@
-//! Puts the BPF object into OUT_DIR, for the library to embed.
+//! Puts the BPF objects into OUT_DIR, for the library to embed.
 //!
-//! Does not build it: that takes a toolchain of its own, which `cargo xtask` sets up. An object
-//! that is absent, or older than its sources, ends the build with the command to run.
+//! Does not build them: that takes a toolchain of its own, which `cargo xtask` sets up. Objects
+//! that are absent, or older than their sources, end the build with the command to run.
 
 mod bpf_sources;
 
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const OVERRIDE: &str = "LOCKWATCH_BPF_OBJECT";
+const OVERRIDE: &str = "LOCKWATCH_BPF_OBJECTS";
 
 fn main() -> ExitCode {
     match embed() {
@@ -26,45 +26,49 @@ fn embed() -> Result<(), String> {
     println!("cargo:rerun-if-env-changed={OVERRIDE}");
     println!("cargo:rerun-if-env-changed=CARGO_TARGET_DIR");
     let out = PathBuf::from(variable("OUT_DIR")?);
-    let object = match env::var_os(OVERRIDE) {
-        // Whoever names an object answers for it.
-        Some(object) => PathBuf::from(object),
-        None => built_object(&out)?,
+    let folder = match env::var_os(OVERRIDE) {
+        // Whoever names a folder answers for it.
+        Some(folder) => PathBuf::from(folder),
+        None => built_objects(&out)?,
     };
-    println!("cargo:rerun-if-changed={}", object.display());
-    fs::copy(&object, out.join("lockwatch.bpf.o"))
-        .map_err(|error| format!("embedding the BPF object {}: {error}", object.display()))?;
+    for name in bpf_sources::OBJECTS.map(bpf_sources::file_name) {
+        let object = folder.join(&name);
+        println!("cargo:rerun-if-changed={}", object.display());
+        fs::copy(&object, out.join(&name))
+            .map_err(|error| format!("embedding the BPF object {}: {error}", object.display()))?;
+    }
     Ok(())
 }
 
-fn built_object(out: &Path) -> Result<PathBuf, String> {
+/// The folder in which the objects are, all of them as new as their sources.
+fn built_objects(out: &Path) -> Result<PathBuf, String> {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = manifest.parent().ok_or("lockwatch's package is not in a workspace")?;
     for package in bpf_sources::PACKAGES {
         println!("cargo:rerun-if-changed={}", workspace.join(package).display());
     }
     let targets = target_folders(out, workspace);
-    let Some(target) = targets.iter().find(|target| target.join(bpf_sources::OBJECT).exists())
+    let Some(target) = targets.iter().find(|target| target.join(bpf_sources::STAMP).exists())
     else {
-        return Err("the BPF object is not built yet: run `cargo xtask build` \
+        return Err("the BPF objects are not built yet: run `cargo xtask build` \
                     (or `cargo xtask setup`, after which plain `cargo build` works)"
             .to_owned());
     };
     let now = bpf_sources::stamp_line(workspace)
-        .map_err(|error| format!("reading the sources of the BPF object: {error}"))?;
+        .map_err(|error| format!("reading the sources of the BPF objects: {error}"))?;
     let stamp = target.join(bpf_sources::STAMP);
     println!("cargo:rerun-if-changed={}", stamp.display());
     let stamp = fs::read_to_string(stamp).unwrap_or_default();
     if !stamp.lines().any(|line| line == now) {
         return Err(format!(
-            "the BPF object is older than its sources ({}): run `cargo xtask build`",
+            "the BPF objects are older than their sources ({}): run `cargo xtask build`",
             bpf_sources::PACKAGES.join(", ")
         ));
     }
-    Ok(target.join(bpf_sources::OBJECT))
+    Ok(target.join(bpf_sources::FOLDER))
 }
 
-/// The target folders in which the object may be, the likeliest first.
+/// The target folders in which the objects may be, the likeliest first.
 fn target_folders(out: &Path, workspace: &Path) -> Vec<PathBuf> {
     // OUT_DIR is target/[triple/]profile/build/package-hash/out.
     let mut folders: Vec<PathBuf> = out.ancestors().skip(4).take(2).map(Path::to_owned).collect();

@@ -1,4 +1,8 @@
 //! Programs that do nothing: `doctor` loads each to learn what this kernel allows.
+#![no_std]
+#![no_main]
+
+mod object;
 
 use core::ffi::c_void;
 

@@ -1,5 +1,5 @@
-//! The BPF object: `lockwatch-ebpf`, compiled, stripped of what the kernel does not read, and put
-//! where lockwatch's build script takes it.
+//! The BPF objects: `lockwatch-ebpf`, compiled, stripped of what the kernel does not read, and put
+//! where lockwatch's build script takes them.
 //!
 //! Sets nothing up, and never touches user space's own build.
 
@@ -19,28 +19,33 @@ mod bpf_sources;
 const PACKAGE: &str = "lockwatch-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds the object, or finds that nothing it is made of has changed. Answers where it is.
+/// Builds the objects, or finds that nothing they are made of has changed. Answers the
+/// folder in which they are.
 pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let target = workspace::target();
-    let object = target.join(bpf_sources::OBJECT);
+    let folder = target.join(bpf_sources::FOLDER);
+    let object = |name: &str| folder.join(bpf_sources::file_name(name));
     let stamp_file = target.join(bpf_sources::STAMP);
     let stamp = stamp(toolchain)?;
-    if object.exists() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
-        return Ok(object);
+    let complete = bpf_sources::OBJECTS.iter().all(|name| object(name).exists());
+    if complete && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
+        return Ok(folder);
     }
 
     let step = Step::start("compiling the BPF programs");
-    let folder = target.join("bpf");
     let mut cargo = cargo(toolchain, &folder, "-Cdebuginfo=2\x1f-Clink-arg=--btf");
     cargo.args(["build", "--quiet", "--release", "--package", PACKAGE, "--target", TARGET]);
     command::capture(&mut cargo, &advice(toolchain))?;
-    let built = folder.join(TARGET).join("release").join(PACKAGE);
-    let bytes = stripped(&built)?;
-    write_if_changed(&object, &bytes)?;
+    let mut size = 0;
+    for name in bpf_sources::OBJECTS {
+        let bytes = stripped(&folder.join(TARGET).join("release").join(name))?;
+        write_if_changed(&object(name), &bytes)?;
+        size += bytes.len() as u64;
+    }
     // Last: a stamp must never vouch for an object that was not written.
     write_if_changed(&stamp_file, stamp.as_bytes())?;
-    step.done(&progress::size(bytes.len() as u64));
-    Ok(object)
+    step.done(&progress::size(size));
+    Ok(folder)
 }
 
 /// Compiles the programs with warnings denied, in a folder apart: other flags would make the
@@ -96,7 +101,7 @@ fn advice(toolchain: &Toolchain) -> String {
     }
 }
 
-/// Everything that decides what the object will be. Its line about the sources is the one that
+/// Everything that decides what the objects will be. Its line about the sources is the one that
 /// the build script compares.
 fn stamp(toolchain: &Toolchain) -> Result<String> {
     let root = workspace::root();
@@ -115,7 +120,7 @@ fn stripped(built: &Path) -> Result<Vec<u8>> {
     let output = built.with_extension("stripped");
     let strip = objcopy.arg("--strip-debug").arg(built).arg(&output);
     if let Err(error) = command::capture(strip, "") {
-        progress::say(&format!("the BPF object keeps its debug sections: {error:#}"));
+        progress::say(&format!("a BPF object keeps its debug sections: {error:#}"));
         return Ok(whole);
     }
     let bytes = fs::read(&output).with_context(|| format!("reading {}", output.display()))?;
@@ -170,7 +175,7 @@ mod tests {
         for package in bpf_sources::PACKAGES {
             fs::create_dir_all(folder.path().join(package).join("src")).unwrap();
         }
-        let file = folder.path().join("lockwatch-ebpf/src/main.rs");
+        let file = folder.path().join("lockwatch-ebpf/src/one.rs");
         fs::write(&file, "one").unwrap();
         let first = bpf_sources::stamp_line(folder.path()).unwrap();
         fs::write(&file, "one").unwrap();

@@ -33,11 +33,11 @@ impl Toolchain {
     }
 }
 
-/// `cargo xtask setup`: the toolchain and the BPF object, after which plain `cargo build` works.
+/// `cargo xtask setup`: the toolchain and the BPF objects, after which plain `cargo build` works.
 pub(crate) fn run() -> Result<()> {
     let toolchain = toolchain()?;
-    let object = bpf::build(&toolchain)?;
-    progress::say(&format!("ready: {} with {}", object.display(), toolchain.id()));
+    let objects = bpf::build(&toolchain)?;
+    progress::say(&format!("ready: {} with {}", objects.display(), toolchain.id()));
     Ok(())
 }
 

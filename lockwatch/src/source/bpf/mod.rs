@@ -74,7 +74,7 @@ pub enum BpfError {
 }
 
 /// The program and its maps, embedded.
-const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lockwatch.bpf.o"));
+const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snapshot.bpf.o"));
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "task_file";
 

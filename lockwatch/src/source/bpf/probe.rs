@@ -7,7 +7,10 @@ use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Lsm, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::refusal::{self, in_one_line};
-use super::{BTF_PATH, OBJECT, btf, layout};
+use super::{BTF_PATH, btf, layout};
+
+/// Programs that do nothing, embedded.
+const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
 
 /// The answer to one probe: a detail of what works, or why it does not.
 pub type Answer = Result<String, String>;

@@ -1,16 +1,4 @@
-//! lockwatch's BPF programs, one small file a hook.
-//!
-//! Refuses to decide anything: programs read kernel structures into records, bound every loop and
-//! count whatever they cut short.
-#![no_std]
-#![no_main]
-
-mod all_locks;
-mod kernel;
-mod lists;
-mod probe;
-mod task_file;
-mod window;
+//! What every object needs: the compiler's handler, and the licence that the kernel asks for.
 
 #[cfg(not(test))]
 #[panic_handler]
