@@ -6,8 +6,13 @@ mod object;
 
 use core::ffi::c_void;
 
-use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, lsm};
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, lsm, map};
+use aya_ebpf::maps::Array;
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext};
+
+/// That maps are allowed is asked by having one.
+#[map]
+static PROBE: Array<u64> = Array::with_max_entries(1, 0);
 
 #[btf_tracepoint(function = "flock_lock_inode")]
 fn probe_tp_btf(_: BtfTracePointContext) -> i32 {
