@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::engine::classify::{Reason, State};
-use crate::engine::id::LockId;
+use crate::engine::id::{self, LockId};
 use crate::engine::identity::Dev;
 use crate::engine::snapshot::{Snapshot, Via};
 use crate::engine::view::View;
@@ -134,7 +134,8 @@ fn conclude(
         snapshot.locks.len(),
         snapshot.references.len()
     );
-    let view = View::new(snapshot, &key, NOT_SEARCHED);
+    let ids = id::assign(&snapshot, &key);
+    let view = View::new(snapshot, &ids, NOT_SEARCHED);
     log::debug!("concluded");
     Look { files: files.iter().map(identity).collect(), view, source, clock }
 }
