@@ -5,6 +5,8 @@
 //! Refuses to interpret: what a value means is decided on either side.
 #![no_std]
 
+pub mod history;
 pub mod offsets;
+pub mod ranges;
 pub mod snapshot;
 pub mod wire;

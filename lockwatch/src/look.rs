@@ -99,7 +99,7 @@ fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
 }
 
 fn by_bpf(files: &[OwnedFd]) -> Result<Look, bpf::BpfError> {
-    let bpf::Reading { snapshot, own_files } = bpf::read()?;
+    let bpf::Reading { snapshot, own_files, .. } = bpf::read()?;
     Ok(conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files))
 }
 

@@ -162,7 +162,7 @@ impl StartTime {
 }
 
 /// A moment, in nanoseconds of `CLOCK_BOOTTIME`, which does not stand still in suspend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
 
 /// A process: a pid alone is given to another one sooner or later.

@@ -18,6 +18,7 @@ use std::io::{self, Read as _};
 use std::sync::mpsc::sync_channel;
 
 use assemble::Assembler;
+pub(super) use refusal::in_one_line;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
@@ -29,9 +30,10 @@ use lockwatch_common::snapshot::{
 };
 use record::{Record, RecordError, Records};
 use seeds::Seeds;
+use rustix::time::{ClockId, clock_gettime};
 use window::MappedWindow;
 
-use crate::engine::identity::Dev;
+use crate::engine::identity::{BootTime, Dev};
 use crate::engine::snapshot::{Hides, Limit, Snapshot};
 
 /// Why no snapshot can be taken with BPF.
@@ -76,7 +78,7 @@ pub enum BpfError {
 
 /// The program and its maps, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snapshot.bpf.o"));
-const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "task_file";
 
 /// Windows that may wait to be put in order before the reader waits.
@@ -95,6 +97,12 @@ pub struct Reading {
     pub snapshot: Snapshot,
     /// The kernel's identity of the files behind this process's own descriptors.
     pub own_files: HashMap<u32, (Dev, u64)>,
+    /// The kernel's inode of each file of the snapshot. Never to be shown.
+    pub(super) inodes: Vec<u64>,
+    /// When the reading was begun: what happened later it may or may not show.
+    pub begun: BootTime,
+    /// When it had ended.
+    pub ended: BootTime,
 }
 
 /// Takes one snapshot.
@@ -102,6 +110,7 @@ pub struct Reading {
 /// # Errors
 /// Where the kernel or the privileges do not allow it, or the iterator fails.
 pub fn read() -> Result<Reading, BpfError> {
+    let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let mut iterator = TaskFileIterator::load(seeds.descriptor())?;
     log::debug!("loaded");
@@ -109,10 +118,17 @@ pub fn read() -> Result<Reading, BpfError> {
     let state = iterator.read_beside(|record| assembler.take(record))?;
     log::debug!("read: {state:?}");
     drop(iterator);
+    let ended = now();
     let (mut snapshot, loose, own_files) = assembler.finish();
     snapshot.limits.extend(limits(&state, &seeds));
     enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
-    Ok(Reading { snapshot, own_files })
+    Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
+}
+
+/// `CLOCK_BOOTTIME`.
+pub(super) fn now() -> BootTime {
+    let time = clock_gettime(ClockId::Boottime);
+    BootTime(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// What the program had to leave out.
@@ -138,8 +154,8 @@ struct TaskFileIterator {
     object: Ebpf,
 }
 
-fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
-    move |error| BpfError::Load { what, why: refusal::in_one_line(&error) }
+pub(super) fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
+    move |error| BpfError::Load { what, why: in_one_line(&error) }
 }
 
 impl TaskFileIterator {
