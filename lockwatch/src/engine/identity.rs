@@ -148,11 +148,17 @@ pub struct StartTime(pub u64);
 impl StartTime {
     /// Clock ticks a second in `/proc` (`USER_HZ`, 100 on every architecture that matters).
     pub const TICKS_PER_SECOND: u64 = 100;
-    const NANOS_PER_TICK: u64 = 1_000_000_000 / Self::TICKS_PER_SECOND;
+    /// Nanoseconds of such a tick.
+    pub const NANOS_PER_TICK: u64 = 1_000_000_000 / Self::TICKS_PER_SECOND;
 
     /// From field 22 of `/proc/PID/stat`.
     pub fn from_ticks(ticks: u64) -> Self {
         Self(ticks.saturating_mul(Self::NANOS_PER_TICK))
+    }
+
+    /// True where it looks as if it came from clock ticks: then it is up to a tick too early.
+    pub fn is_whole_ticks(self) -> bool {
+        self.0.is_multiple_of(Self::NANOS_PER_TICK)
     }
 
     /// As field 22 of `/proc/PID/stat` would show it.
