@@ -171,6 +171,23 @@ impl StartTime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
 
+impl BootTime {
+    /// So many nanoseconds later; the end of time where there is no such moment.
+    pub fn after(self, nanos: u64) -> Self {
+        Self(self.0.saturating_add(nanos))
+    }
+
+    /// So many nanoseconds earlier; the boot where there is no such moment.
+    pub fn before(self, nanos: u64) -> Self {
+        Self(self.0.saturating_sub(nanos))
+    }
+
+    /// Nanoseconds since `earlier`; 0 where that was later.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 /// A process: a pid alone is given to another one sooner or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessId {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
 use super::id::{self, LockId};
-use super::identity::{BootTime, Pid, ProcessId, RecordedPid};
+use super::identity::{BootTime, Dev, Pid, ProcessId, RecordedPid};
 use super::snapshot::{Death, File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
 use super::waits;
 
@@ -142,6 +142,20 @@ impl View {
         Self { snapshot, locks, blockers }
     }
 
+    /// The lock with an id.
+    pub fn find(&self, id: LockId) -> Option<&LockView> {
+        let mut of_file = self.on_file(id.dev, id.ino).iter();
+        of_file.find(|lock| lock.id.key() == id.key())
+    }
+
+    /// The locks on a file.
+    pub fn on_file(&self, dev: Dev, ino: u64) -> &[LockView] {
+        let file = |lock: &LockView| (lock.id.dev, lock.id.ino);
+        let from = self.locks.partition_point(|lock| file(lock) < (dev, ino));
+        let to = self.locks.partition_point(|lock| file(lock) <= (dev, ino));
+        self.locks.get(from..to).unwrap_or_default()
+    }
+
     /// The facts of a lock.
     pub fn lock(&self, view: &LockView) -> &Lock {
         &self.snapshot.locks[view.lock as usize]
@@ -256,7 +270,7 @@ mod tests {
 
     use super::*;
     use crate::engine::id::IdKey;
-    use crate::engine::identity::{Access, Dev, LockKind, Owner, Range};
+    use crate::engine::identity::{Access, LockKind, Owner, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
     const KEY: IdKey = IdKey([7; 16]);
