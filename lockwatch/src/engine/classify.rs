@@ -6,7 +6,10 @@
 use super::births::{self, Order};
 use super::evidence::Evidence;
 use super::identity::{LockKind, Pid, RecordedPid, StartTime};
-use super::snapshot::{Births, Lock, Process, Via};
+use super::snapshot::{Births, Death, Lock, Process, Via};
+use history::{Past, Tenant};
+
+mod history;
 
 /// What a lock is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,6 +145,10 @@ pub struct Facts<'a> {
     pub acquirer: Option<&'a Process>,
     /// Everything that was found to hold it.
     pub survivors: &'a [Survivor<'a>],
+    /// How the process ended that took it, as far as history knows.
+    pub death: Option<&'a Death>,
+    /// That death lies back longer than the grace period.
+    pub overdue: bool,
     /// How births can be ordered.
     pub births: &'a Births,
     /// The reader sees its own pid namespace only.
@@ -195,8 +202,20 @@ fn unknown(evidence: Vec<Evidence>) -> Verdict {
 fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
     let own = || facts.survivors.iter().filter(|survivor| survivor.pid == pid);
     let zombie = facts.acquirer.is_some_and(|process| process.zombie);
+    let past = Past::of(facts, pid);
+    let tenant = match (past, facts.acquirer) {
+        (Some(past), Some(process)) => past.tenant(process),
+        _ => Tenant::Unknown,
+    };
+    // Only history tells a process that is stuck in its exit from a thread that has left.
+    let stuck = facts.overdue
+        && tenant == Tenant::Acquirer
+        && past.is_some_and(|past| past.death.is_some())
+        && facts.acquirer.is_some_and(|process| process.exiting && !process.zombie);
     if let Some(first) = own().min_by_key(|survivor| survivor.fd)
         && !zombie
+        && !stuck
+        && tenant != Tenant::Another
     {
         let descriptors = own().count() as u32;
         let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
@@ -217,6 +236,23 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         return verdict;
     }
     match facts.acquirer {
+        Some(_) if tenant == Tenant::Another => {
+            let evidence = vec![Evidence::PidRecycledProven { pid }];
+            let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
+            verdict.recycled = true;
+            verdict
+        }
+        Some(process) if stuck => {
+            let evidence = vec![Evidence::AcquirerStuck { pid }];
+            if facts.survivors.iter().any(|survivor| survivor.pid != pid) {
+                return bereft(facts, (pid, process.start), evidence, Life::Dead);
+            }
+            let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+            verdict.evidence.extend(past.and_then(|past| past.ending()));
+            verdict.confidence = Confidence::Certain;
+            verdict.acquirer_alive = Some(false);
+            verdict
+        }
         Some(process) if process.zombie => {
             let evidence = vec![Evidence::AcquirerZombie { pid }];
             bereft(facts, (pid, process.start), evidence, Life::Dead)
@@ -226,7 +262,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict.acquirer_alive = Some(true);
             verdict
         }
-        Some(process) if is_bystander(facts, process) => {
+        Some(process) if tenant == Tenant::Unknown && is_bystander(facts, process) => {
             let evidence = vec![Evidence::PidRecycled { pid }];
             let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
             verdict.recycled = true;
@@ -239,7 +275,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict.detached = true;
             verdict
         }
-        None if facts.nested => {
+        None if facts.nested && past.is_none_or(|past| past.death.is_none()) => {
             bereft(facts, (pid, None), vec![Evidence::AcquirerOutside], Life::Unknown)
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
@@ -276,6 +312,7 @@ fn bereft(
     life: Life,
 ) -> Verdict {
     let mut verdict = if facts.survivors.is_empty() {
+        evidence.extend(Past::of(facts, acquirer.0).and_then(|past| past.ending()));
         evidence.push(Evidence::NoReference);
         if !facts.not_searched.is_empty() {
             evidence.push(Evidence::NotSearched { places: facts.not_searched });
@@ -288,6 +325,8 @@ fn bereft(
         } else {
             unknown(evidence)
         }
+    } else if let Some(past) = Past::of(facts, acquirer.0) {
+        history::by_survivors(facts, past, evidence, life)
     } else {
         by_survivors(facts, acquirer, evidence, life)
     };

@@ -95,7 +95,7 @@ pub struct Taken {
 }
 
 /// A process, as it was at one moment that history saw.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Remembered {
     /// Which.
     pub id: ProcessId,
@@ -112,7 +112,7 @@ pub struct Remembered {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Death {
     /// Which.
     pub process: ProcessId,

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
 use super::id::{self, LockId};
-use super::identity::{Pid, RecordedPid};
-use super::snapshot::{File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
+use super::identity::{BootTime, Dev, Pid, ProcessId, RecordedPid};
+use super::snapshot::{Death, File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -75,10 +75,23 @@ impl View {
     /// Concludes. `ids` are those of the snapshot's locks, in their order ([`id::assign`]);
     /// `not_searched` names the places in which the source did not look for references.
     pub fn new(snapshot: Snapshot, ids: &[LockId], not_searched: &'static [Via]) -> Self {
+        Self::with_patience(snapshot, ids, not_searched, None)
+    }
+
+    /// As [`Self::new`]; who died at `overdue` or before should long have come to the end of its
+    /// exit.
+    pub fn with_patience(
+        snapshot: Snapshot,
+        ids: &[LockId],
+        not_searched: &'static [Via],
+        overdue: Option<BootTime>,
+    ) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
         let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
+        let deaths: BTreeMap<ProcessId, &Death> =
+            snapshot.deaths.iter().map(|death| (death.process, death)).collect();
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
             let (lock, id) = (&snapshot.locks[index as usize], &ids[index as usize]);
@@ -97,10 +110,13 @@ impl View {
                 RecordedPid::Local(pid) => snapshot.processes.get(&pid),
                 _ => None,
             };
+            let death = lock.taken.as_ref().and_then(|taken| deaths.get(&taken.by.id).copied());
             let verdict = classify(&Facts {
                 lock,
                 acquirer,
                 survivors: &survivors,
+                death,
+                overdue: death.zip(overdue).is_some_and(|(death, overdue)| death.at <= overdue),
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,
@@ -124,6 +140,20 @@ impl View {
         };
         let blockers = waits.blockers.into_iter().map(places).collect();
         Self { snapshot, locks, blockers }
+    }
+
+    /// The lock with an id.
+    pub fn find(&self, id: LockId) -> Option<&LockView> {
+        let mut of_file = self.on_file(id.dev, id.ino).iter();
+        of_file.find(|lock| lock.id.key() == id.key())
+    }
+
+    /// The locks on a file.
+    pub fn on_file(&self, dev: Dev, ino: u64) -> &[LockView] {
+        let file = |lock: &LockView| (lock.id.dev, lock.id.ino);
+        let from = self.locks.partition_point(|lock| file(lock) < (dev, ino));
+        let to = self.locks.partition_point(|lock| file(lock) <= (dev, ino));
+        self.locks.get(from..to).unwrap_or_default()
     }
 
     /// The facts of a lock.
@@ -240,7 +270,7 @@ mod tests {
 
     use super::*;
     use crate::engine::id::IdKey;
-    use crate::engine::identity::{Access, Dev, LockKind, Owner, Range};
+    use crate::engine::identity::{Access, LockKind, Owner, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
     const KEY: IdKey = IdKey([7; 16]);
