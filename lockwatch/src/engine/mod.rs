@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod holders;
 pub mod id;
 pub mod identity;
+mod places;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
 use super::id::{self, IdKey, LockId};
-use super::identity::{Pid, RecordedPid};
-use super::snapshot::{File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
+use super::identity::{Owner, Pid, RecordedPid};
+use super::places::Places;
+use super::snapshot::{File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -56,8 +57,25 @@ pub struct LockView {
     pub flags: Vec<Flag>,
     /// Its holders: places in [`Snapshot::references`]. Locks of one owner on one file share it.
     pub holders: Arc<[u32]>,
+    /// Where else its description lives on: places in [`Snapshot::places`].
+    pub places: Arc<[u32]>,
     /// Its waiters: places in [`Snapshot::waiters`].
     pub waiters: Vec<u32>,
+}
+
+/// One way in which a lock is held: a descriptor, or a place without one.
+#[derive(Clone, Copy, Debug)]
+pub struct Holding<'a> {
+    /// Who, where it is anybody's.
+    pub pid: Option<Pid>,
+    /// The thread through which it was found.
+    pub tid: Option<Pid>,
+    /// How the description or fd table is referred to.
+    pub via: Via,
+    /// The descriptor of the file, or of the socket or ring that it is in.
+    pub fd: Option<u32>,
+    /// The place, where it is one.
+    pub place: Option<&'a Place>,
 }
 
 /// What the engine makes of a snapshot.
@@ -72,11 +90,12 @@ pub struct View {
 }
 
 impl View {
-    /// Concludes. `not_searched` names the places in which the source did not look for references.
-    pub fn new(snapshot: Snapshot, key: &IdKey, not_searched: &'static [Via]) -> Self {
+    /// Concludes.
+    pub fn new(snapshot: Snapshot, key: &IdKey) -> Self {
         let ids = id::assign(&snapshot, key);
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
+        let places = Places::index(&snapshot);
         let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
@@ -92,6 +111,9 @@ impl View {
             let held_by = holders.of(lock);
             survivors.clear();
             survivors.extend(held_by.iter().map(|&reference| survivor(&snapshot, lock, reference)));
+            let kept_in = places.of(lock);
+            let places: Vec<&Place> =
+                kept_in.iter().map(|&place| &snapshot.places[place as usize]).collect();
             let acquirer = match lock.acquirer {
                 RecordedPid::Local(pid) => snapshot.processes.get(&pid),
                 _ => None,
@@ -100,15 +122,25 @@ impl View {
                 lock,
                 acquirer,
                 survivors: &survivors,
+                places: &places,
+                search: &snapshot.search,
+                processes: &snapshot.processes,
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,
-                not_searched,
             });
             let waiters = std::mem::take(&mut waits.waiters[index as usize]);
             let file = &snapshot.files[lock.file.0 as usize];
             let flags = flags(lock, file, &verdict, &survivors, !waiters.is_empty());
-            locks.push(LockView { id, lock: index, verdict, flags, holders: held_by, waiters });
+            locks.push(LockView {
+                id,
+                lock: index,
+                verdict,
+                flags,
+                holders: held_by,
+                places: kept_in,
+                waiters,
+            });
         }
         for of_file in locks.chunk_by_mut(|a, b| (a.id.dev, a.id.ino) == (b.id.dev, b.id.ino)) {
             if of_file.len() > 1 {
@@ -140,6 +172,35 @@ impl View {
         view.holders.iter().map(|&reference| &self.snapshot.references[reference as usize])
     }
 
+    /// The places in which the description of a lock lives on without a descriptor.
+    pub fn places(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Place> {
+        view.places.iter().map(|&place| &self.snapshot.places[place as usize])
+    }
+
+    /// Every way in which a lock is held: its descriptors, then its places, one entry for each
+    /// process that has a place.
+    pub fn holdings(&self, view: &LockView) -> impl Iterator<Item = Holding<'_>> {
+        let of_table = self.lock(view).kind.belongs_to_fd_table();
+        let descriptors = self.holders(view).map(move |reference| Holding {
+            pid: Some(reference.pid),
+            tid: Some(reference.tid),
+            via: if of_table { Via::Files } else { reference.via },
+            fd: reference.fd,
+            place: None,
+        });
+        descriptors.chain(self.places(view).flat_map(|place| {
+            let nobody =
+                Holding { pid: None, tid: None, via: place.via(), fd: None, place: Some(place) };
+            let owners = place.owners.iter().map(move |owner| Holding {
+                pid: Some(owner.pid),
+                tid: Some(owner.tid),
+                fd: owner.fd,
+                ..nobody
+            });
+            owners.chain(place.owners.is_empty().then_some(nobody))
+        }))
+    }
+
     /// The process with a pid of the snapshot's own count.
     pub fn process(&self, pid: Pid) -> Option<&Process> {
         self.snapshot.processes.get(&pid)
@@ -166,6 +227,24 @@ impl View {
     /// True where every lock is here, though perhaps not every holder.
     pub fn has_every_lock(&self) -> bool {
         self.gaps().all(|limit| limit.hides != Hides::Locks)
+    }
+
+    /// Descriptions of which nobody was found who holds them by right: worth a search for what no
+    /// fd table shows.
+    pub fn unexplained(&self) -> Vec<Owner> {
+        let of = |view: &&LockView| match view.verdict.state {
+            State::Orphaned => true,
+            State::Unknown => view.holders.is_empty(),
+            _ => false,
+        };
+        let locks = self.locks.iter().filter(of).map(|view| self.lock(view));
+        let mut owners: Vec<Owner> = locks
+            .filter(|lock| !lock.kind.belongs_to_fd_table())
+            .filter_map(|lock| lock.owner)
+            .collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners
     }
 
     /// Orphaned locks.
@@ -238,7 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::identity::{Access, Dev, LockKind, Owner, Range};
+    use crate::engine::identity::{Access, Dev, LockKind, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
     const KEY: IdKey = IdKey([7; 16]);
@@ -342,7 +421,7 @@ mod tests {
                 other.references.reverse();
             }
             other.waiters.reverse();
-            let [one, other] = [one, other].map(|snapshot| View::new(snapshot, &KEY, &[]));
+            let [one, other] = [one, other].map(|snapshot| View::new(snapshot, &KEY));
             prop_assert_eq!(told(&one), told(&other));
         }
 
@@ -351,7 +430,7 @@ mod tests {
             seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
             waiters in proptest::collection::vec((0u32..4, 0usize..3, 0u64..40), 0..6),
         ) {
-            let view = View::new(snapshot(&seeds, &waiters), &KEY, &[]);
+            let view = View::new(snapshot(&seeds, &waiters), &KEY);
             for (place, lock) in view.locks.iter().enumerate() {
                 for &waiter in &lock.waiters {
                     prop_assert!(view.blockers[waiter as usize].contains(&(place as u32)));

@@ -4,7 +4,7 @@
 //!
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
-//! `pidns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
+//! `pidns`, `netns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
 //! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
 //! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
@@ -41,6 +41,7 @@ impl Capabilities {
             ("mounts", in_private_mounts(|| tmpfs(scratch))),
             ("overlay", in_private_mounts(|| overlay(scratch))),
             ("pidns", in_a_thread(|| unshare(UnshareFlags::NEWPID))),
+            ("netns", in_a_thread(|| unshare(UnshareFlags::NEWNET))),
             ("choose-pid", choose_pid()),
             ("pid-order", pid_order()),
             ("terminal", terminal()),

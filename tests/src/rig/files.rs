@@ -13,6 +13,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use super::descriptors::Descriptors;
 use super::language::{Access, Asked, Mass, MountKind, OpenMode, Range, Record};
 use super::locking::{self, Patience};
+use super::passing;
 
 /// Opens a file; one that may be written is made where it is absent.
 pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd> {
@@ -84,6 +85,18 @@ pub(super) fn mass(descriptors: &Descriptors, count: u32, mass: &Mass) -> Result
             }
         }
         Mass::Ranges(record, name) => ranges(descriptors, count, *record, name)?,
+        Mass::Sockets => {
+            allow_many_descriptors()?;
+            for _ in 0..count {
+                passing::byte_in_flight()?;
+            }
+        }
+        Mass::Maps(name) => {
+            let fd = descriptors.get(name)?;
+            for _ in 0..count {
+                passing::map(fd)?;
+            }
+        }
     }
     Ok(())
 }

@@ -32,6 +32,7 @@
 //! leave                                 the end of this thread alone
 //!
 //! comm TEXT                             the name that /proc shows
+//! unshare net                           a network namespace of its own; no child after it
 //! become UID                            that user, without a capability left
 //! unlink PATH, replace PATH             `replace` puts a new file under the name
 //! write NAME TEXT
@@ -44,6 +45,8 @@
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
 //! mass posix|ofd COUNT NAME             COUNT byte ranges of one file
+//! mass sockets COUNT                    COUNT pairs of unix sockets, a byte in flight in each
+//! mass maps COUNT NAME                  COUNT mappings of one file
 //! churn NAME                            a thread that takes and gives up byte ranges, for ever
 //! ```
 //!
@@ -134,6 +137,10 @@ pub enum Mass {
     Shares(Vec<u8>),
     /// Byte ranges of an open file.
     Ranges(Record, String),
+    /// Pairs of unix sockets, with a byte in flight in each.
+    Sockets,
+    /// Mappings of an open file.
+    Maps(String),
 }
 
 /// One line of the language.
@@ -158,6 +165,7 @@ pub enum Command {
     Leave,
     Comm { text: Vec<u8> },
     Become { uid: u32 },
+    Unshare,
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
@@ -318,6 +326,10 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "die" => Command::Die { signal: signal(words.next("a signal")?)? },
         "leave" => Command::Leave,
         "comm" => Command::Comm { text: words.bytes("a text")? },
+        "unshare" => match words.next("what to unshare")? {
+            "net" => Command::Unshare,
+            word => return wrong(format!("{word:?} cannot be unshared: net")),
+        },
         "become" => Command::Become { uid: words.number("a uid")? },
         "unlink" => Command::Unlink { path: words.bytes("a path")? },
         "replace" => Command::Replace { path: words.bytes("a path")? },
@@ -346,7 +358,12 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
                 "shares" => Mass::Shares(words.bytes("a path")?),
                 "posix" => Mass::Ranges(Record::Posix, words.name()?),
                 "ofd" => Mass::Ranges(Record::Ofd, words.name()?),
-                word => return wrong(format!("{word:?} is no mass: files, shares, posix or ofd")),
+                "sockets" => Mass::Sockets,
+                "maps" => Mass::Maps(words.name()?),
+                word => {
+                    let all = "files, shares, posix, ofd, sockets or maps";
+                    return wrong(format!("{word:?} is no mass: {all}"));
+                }
             };
             Command::Mass { count, mass }
         }

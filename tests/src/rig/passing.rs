@@ -54,6 +54,15 @@ pub(super) fn send(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> Result
     Ok(())
 }
 
+/// Two sockets that stay open, with a byte and no descriptor on its way between them.
+pub(super) fn byte_in_flight() -> Result<()> {
+    let (tx, rx) = socket_pair()?;
+    rustix::net::send(&tx, b"b", SendFlags::DONTWAIT).context("send")?;
+    number(tx);
+    number(rx);
+    Ok(())
+}
+
 /// Takes a descriptor that is in flight.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

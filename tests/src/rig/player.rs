@@ -94,6 +94,11 @@ impl Player {
                 let text = CString::new(text.clone()).context("a comm holds no NUL")?;
                 rustix::thread::set_name(&text).context("prctl PR_SET_NAME")?;
             }
+            Command::Unshare => {
+                // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+                    .context("unshare CLONE_NEWNET")?;
+            }
             Command::Become { uid } => become_user(*uid)?,
             Command::Unlink { path } => files::unlink(path)?,
             Command::Replace { path } => files::replace(path)?,

@@ -8,6 +8,7 @@ mod classification;
 mod columns;
 mod exit_codes;
 mod identity;
+mod in_flight;
 mod kernel;
 mod listing;
 mod names;
@@ -42,6 +43,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
+    ("in_flight", in_flight::TESTS),
 ];
 
 fn main() -> ExitCode {

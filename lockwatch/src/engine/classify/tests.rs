@@ -51,6 +51,8 @@ struct Case {
     births: Births,
     nested: bool,
     hidden: bool,
+    places: Vec<Place>,
+    processes: BTreeMap<Pid, Process>,
 }
 
 impl Case {
@@ -65,6 +67,8 @@ impl Case {
             births: births(),
             nested: false,
             hidden: false,
+            places: Vec::new(),
+            processes: BTreeMap::new(),
         }
     }
 
@@ -84,10 +88,12 @@ impl Case {
             lock: &self.lock,
             acquirer: self.acquirer.as_ref(),
             survivors: &survivors,
+            places: &self.places.iter().collect::<Vec<_>>(),
+            search: &Search::none("nobody looked"),
+            processes: &self.processes,
             births: &self.births,
             nested: self.nested,
             hidden: self.hidden,
-            not_searched: &[Via::ScmRights],
         })
     }
 
@@ -181,7 +187,8 @@ fn a_lock_without_any_reference_is_unaccounted_and_says_where_nobody_looked() {
     let case = Case::new(None, vec![]);
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Unaccounted), LIKELY));
     let evidence = case.verdict().evidence;
-    assert!(evidence.contains(&Evidence::NotSearched { places: &[Via::ScmRights] }));
+    let gaps = Search::none("nobody looked").gaps;
+    assert!(evidence.contains(&Evidence::NotSearched { places: gaps }));
 }
 
 #[test]

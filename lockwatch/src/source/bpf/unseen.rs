@@ -1,0 +1,44 @@
+//! Completes a snapshot with what no fd table shows.
+//!
+//! Refuses to fail: what cannot be searched is told, and the lock stays unexplained.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{enrich, search};
+use crate::engine::identity::{Owner, Pid};
+use crate::engine::snapshot::{FileIx, Hides, Limit, Search, Snapshot, Via};
+
+/// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`.
+pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
+    let wanted: BTreeMap<Owner, FileIx> = snapshot
+        .locks
+        .iter()
+        .filter(|lock| !lock.kind.belongs_to_fd_table())
+        .filter_map(|lock| Some((lock.owner?, lock.file)))
+        .filter(|(owner, _)| unexplained.binary_search(owner).is_ok())
+        .collect();
+    match search::search(&wanted) {
+        Ok(mut sightings) => {
+            snapshot.search = std::mem::take(&mut sightings.search);
+            let (places, references, processes) = sightings.finish();
+            let mut pids: BTreeSet<Pid> = processes.keys().copied().collect();
+            snapshot.places = places;
+            snapshot.references.extend(references);
+            for (pid, process) in processes {
+                snapshot.processes.entry(pid).or_insert(process);
+            }
+            pids.retain(|pid| {
+                snapshot.processes.get(pid).is_some_and(|process| process.session.is_none())
+            });
+            if let Err(error) = enrich::complete(snapshot, pids) {
+                let what = format!("read /proc: {error}");
+                snapshot.limits.push(Limit { what, hides: Hides::Nothing });
+            }
+        }
+        Err(error) => snapshot.search = Search::none(&error.to_string()),
+    }
+    if !snapshot.search.searched.contains(&Via::Kernel) {
+        snapshot.search.gaps.retain(|(via, _)| *via != Via::Kernel);
+        snapshot.search.gaps.push((Via::Kernel, "not looked at yet".to_owned()));
+    }
+}
