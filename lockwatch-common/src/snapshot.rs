@@ -5,9 +5,11 @@
 
 /// The name of the map that holds the [`Window`].
 pub const WINDOW_MAP: &str = "WINDOW";
-/// The name of the map of inodes whose lists were walked already; a power of two of entries.
+/// The name of the map of inodes whose lists were walked already; a power of two of buckets.
 pub const WALKED_MAP: &str = "WALKED";
-/// The name of the global that holds the number of its entries less one.
+/// Inodes in one of its buckets: a cache line.
+pub const WALKED_WAYS: usize = 8;
+/// The name of the global that holds the number of its buckets less one.
 pub const WALKED_MASK: &str = "WALKED_MASK";
 /// Bytes for records in a [`Window`].
 pub const WINDOW_BYTES: usize = 512 * 1024;
@@ -70,6 +72,10 @@ pub struct State {
     pub seed: u64,
     /// The entry of that list at which the walk stands.
     pub chain: u64,
+    /// Where the next one is linked, as that entry said when it was read; 0 at the end.
+    pub chain_next: u64,
+    /// The CPU of that list.
+    pub chain_cpu: u64,
     /// Entries of that list that were passed.
     pub chain_steps: u64,
     /// Times that the walk of that list was begun anew.
@@ -269,7 +275,7 @@ const _: () = {
     assert!(size_of::<ReferenceRecord>() == 56);
     assert!(size_of::<TargetRecord>() == 24);
     assert!(size_of::<NameRecord>() == 16 + NAME_MAX);
-    assert!(size_of::<State>() == 8 * 4 + 4 * 6 + 8 * 10 + LOCK_SPAN);
+    assert!(size_of::<State>() == 8 * 4 + 4 * 6 + 8 * 12 + LOCK_SPAN);
     assert!(size_of::<Window>() == size_of::<State>() + WINDOW_BYTES);
 };
 

@@ -65,7 +65,11 @@ unsafe fn advance_walk(window: *mut Window, seeded: u64) -> Step {
                 Pass::Full => return Step::Full,
                 Pass::Stale => {
                     place.chain_restarts += 1;
-                    place.chain = place.seed;
+                    // From where it stands, as long as that is still on the list: one that was
+                    // taken off has no way back.
+                    let link = place.chain + offset!(lock_link) as u64;
+                    let at = if read_u64(link + 8) == 0 { place.seed } else { place.chain };
+                    stand_at(place, at);
                     if place.chain_restarts > RESTARTS_PER_CHAIN {
                         place.cut += 1;
                         let seed = place.seed + offset!(lock_list) as u64;
@@ -98,10 +102,18 @@ fn next_seed(place: &mut State, at: u64, head: u64) -> bool {
         return false;
     }
     place.seed = next - offset!(lock_list) as u64;
-    place.chain = place.seed;
+    place.chain_cpu = read_u32(place.seed + offset!(lock_link_cpu) as u64) as u64;
     place.chain_steps = 0;
     place.chain_restarts = 0;
+    stand_at(place, place.seed);
     true
+}
+
+/// Stands at an entry of the list: its way on is read now.
+#[inline(always)]
+fn stand_at(place: &mut State, entry: u64) {
+    place.chain = entry;
+    place.chain_next = read_u64(entry + offset!(lock_link) as u64);
 }
 
 enum Pass {
@@ -124,11 +136,7 @@ unsafe fn pass(window: *mut Window, seeded: u64) -> Pass {
     unsafe {
         let place = state(window);
         let link = place.chain + offset!(lock_link) as u64;
-        let next = read_u64(link);
-        // One that was taken off the list has no way back, and then its way on means nothing.
-        if read_u64(link + 8) == 0 {
-            return Pass::Stale;
-        }
+        let next = place.chain_next;
         if next == 0 {
             return Pass::End;
         }
@@ -142,15 +150,18 @@ unsafe fn pass(window: *mut Window, seeded: u64) -> Pass {
         if !read_into(scratch, LOCK_SPAN as u32, entry) {
             return Pass::Stale;
         }
-        let cpu: u32 = field(scratch, offset!(lock_link_cpu));
+        // One that was taken off the list, or that is now another's, has another way back.
         let back: u64 = field(scratch, offset!(lock_link) + 8);
-        if back == 0 || cpu != read_u32(place.seed + offset!(lock_link_cpu) as u64) {
+        let cpu: u32 = field(scratch, offset!(lock_link_cpu));
+        if back != link || cpu as u64 != place.chain_cpu {
             return Pass::Stale;
         }
+        let way_on: u64 = field(scratch, offset!(lock_link));
         let file: u64 = field(scratch, offset!(lock_file));
         let inode = read_u64(file + offset!(file_inode) as u64);
         if file == 0 || inode == 0 || inode == seeded || is_walked(inode) {
             place.chain = entry;
+            place.chain_next = way_on;
             return Pass::Known;
         }
         let locks = locks_of(inode);
@@ -161,6 +172,7 @@ unsafe fn pass(window: *mut Window, seeded: u64) -> Pass {
             return Pass::Full;
         }
         place.chain = entry;
+        place.chain_next = way_on;
         begin(place, inode, locks);
         Pass::Found
     }

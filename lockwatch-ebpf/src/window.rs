@@ -5,54 +5,55 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
-use lockwatch_common::snapshot::{Header, State, WINDOW_BYTES, Window};
+use lockwatch_common::snapshot::{Header, State, WALKED_WAYS, WINDOW_BYTES, Window};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
 static WINDOW: Array<Window> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Inodes whose lists were walked, by the hash of their address, two places for each. User space
-/// sizes it by the number of open files. One that is pushed out is walked again where it is met
-/// again, which user space takes for what it is; so nothing here need be allocated or freed.
+/// Inodes whose lists were walked, in buckets by the hash of their address. User space sizes it by
+/// the number of open files, so that a bucket hardly ever overflows. An inode that is pushed out is
+/// walked again where it is met again, which user space takes for what it is; so nothing here need
+/// be allocated or freed.
 #[map]
-static WALKED: Array<u64> = Array::with_max_entries(1024, 0);
+static WALKED: Array<[u64; WALKED_WAYS]> = Array::with_max_entries(1024, 0);
 
-/// Places in [`WALKED`] less one; written by user space before the programs are loaded.
+/// Buckets in [`WALKED`] less one; written by user space before the programs are loaded.
 #[unsafe(no_mangle)]
 static WALKED_MASK: u32 = 0;
 
 #[inline(always)]
-fn places(inode: u64) -> (u32, u32) {
+fn bucket(inode: u64) -> Option<*mut [u64; WALKED_WAYS]> {
     // Fibonacci hashing: inodes are apart by the size of their slab's objects.
     let hash = (inode.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
-    let first = hash & crate::kernel::load(&WALKED_MASK);
-    (first, first ^ 1)
+    WALKED.get_ptr_mut(hash & crate::kernel::load(&WALKED_MASK))
 }
 
 /// True where the inode's lists were walked and it was not pushed out since.
 #[inline(always)]
 pub(crate) fn is_walked(inode: u64) -> bool {
-    let (first, second) = places(inode);
-    WALKED.get(first).is_some_and(|&walked| walked == inode)
-        || WALKED.get(second).is_some_and(|&walked| walked == inode)
+    let Some(bucket) = bucket(inode) else { return false };
+    // SAFETY: the map's values live as long as the program; only one reader runs it at a time.
+    // Without branches, of which the verifier would follow each.
+    let bucket = unsafe { &*bucket };
+    let mut apart = u64::MAX;
+    for walked in bucket {
+        apart = apart.min(walked ^ inode);
+    }
+    apart == 0
 }
 
-/// Remembers that the inode's lists were walked.
+/// Remembers that the inode's lists were walked. The oldest of its bucket is pushed out.
 #[inline(always)]
 pub(crate) fn set_walked(inode: u64) {
-    let (first, second) = places(inode);
-    let Some(place) = WALKED.get_ptr_mut(first) else { return };
-    // SAFETY: the map's values live as long as the program; only one reader runs it at a time.
-    unsafe {
-        let pushed = *place;
-        *place = inode;
-        if pushed != 0
-            && let Some(place) = WALKED.get_ptr_mut(second)
-        {
-            *place = pushed;
-        }
+    let Some(bucket) = bucket(inode) else { return };
+    // SAFETY: as in `is_walked`.
+    let bucket = unsafe { &mut *bucket };
+    for way in (1..WALKED_WAYS).rev() {
+        bucket[way] = bucket[way - 1];
     }
+    bucket[0] = inode;
 }
 
 /// The window, with the program's place in it.

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::engine::classify::{Reason, State};
-use crate::engine::id::LockId;
+use crate::engine::id::{self, LockId};
 use crate::engine::identity::Dev;
 use crate::engine::snapshot::{Snapshot, Via};
 use crate::engine::view::{LockView, View};
@@ -148,7 +148,8 @@ fn view(mut snapshot: Snapshot) -> View {
     };
     snapshot.limits.sort();
     snapshot.limits.dedup();
-    View::new(snapshot, &key)
+    let ids = id::assign(&snapshot, &key);
+    View::new(snapshot, &ids)
 }
 
 fn now() -> Clock {

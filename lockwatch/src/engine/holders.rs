@@ -114,6 +114,7 @@ mod tests {
             owner: Some(Owner(owner)),
             acquirer: RecordedPid::Local(1),
             breaking_to: None,
+            taken: None,
         }
     }
 

@@ -112,6 +112,7 @@ mod tests {
             owner: Some(Owner(owner)),
             acquirer: RecordedPid::Local(7),
             breaking_to: None,
+            taken: None,
         };
         let locks = owners.iter().map(lock).collect();
         Snapshot { files: vec![file], locks, stable_owners, ..Snapshot::default() }

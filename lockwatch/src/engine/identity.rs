@@ -161,6 +161,19 @@ impl StartTime {
     }
 }
 
+/// A moment, in nanoseconds of `CLOCK_BOOTTIME`, which does not stand still in suspend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BootTime(pub u64);
+
+/// A process: a pid alone is given to another one sooner or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId {
+    /// Thread-group id, counted as [`Pid`] says.
+    pub pid: Pid,
+    /// Its start.
+    pub start: StartTime,
+}
+
 /// The pid that the kernel recorded in a lock (`flc_pid`), or what it showed instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordedPid {

@@ -6,10 +6,12 @@
 
 pub mod births;
 pub mod classify;
+pub mod event;
 pub mod evidence;
 pub mod holders;
 pub mod id;
 pub mod identity;
+pub mod input;
 mod places;
 pub mod snapshot;
 pub mod view;

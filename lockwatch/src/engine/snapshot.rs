@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::identity::{Access, Dev, LockKind, Owner, Pid, Range, RecordedPid, StartTime};
+use super::identity::{
+    Access, BootTime, Dev, LockKind, Owner, Pid, ProcessId, Range, RecordedPid, StartTime,
+};
 
 /// Everything that one reading found.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +29,10 @@ pub struct Snapshot {
     /// The processes that `references` and `places` name, and the acquirers and waiters that still exist.
     /// A process that is not here does not exist, unless `limits` says that it was not looked up.
     pub processes: BTreeMap<Pid, Process>,
+    /// How the processes ended that took a lock which is still there, as far as history knows.
+    pub deaths: Vec<Death>,
+    /// True where a history of the machine's locks was read with the snapshot.
+    pub history: bool,
     /// How births can be ordered by pid.
     pub births: Births,
     /// What could not be read.
@@ -80,6 +86,54 @@ pub struct Lock {
     pub acquirer: RecordedPid,
     /// A lease that is being broken: what its holder has been asked to come down to.
     pub breaking_to: Option<Access>,
+    /// When and by whom it was taken, as history has it. `None` where nobody watched then.
+    pub taken: Option<Taken>,
+}
+
+/// The taking of a lock, as it was seen when it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// When. Of a range that the kernel merged: when the oldest of its bytes was taken.
+    pub at: BootTime,
+    /// By whom.
+    pub by: Remembered,
+}
+
+/// A process, as it was at one moment that history saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Which.
+    pub id: ProcessId,
+    /// `comm` at that moment, at most 15 bytes, any but NUL.
+    pub comm: Box<[u8]>,
+    /// Its pid in its own (innermost) pid namespace.
+    pub ns_pid: Option<Pid>,
+    /// Inode number of its pid namespace.
+    pub pid_ns: Option<u64>,
+    /// Executable: its path, where somebody looked while the process lived.
+    pub exe: Option<Box<[u8]>>,
+    /// Control group path, where it could be told from the group's number.
+    pub cgroup: Option<Box<[u8]>>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// Which.
+    pub process: ProcessId,
+    /// When its last thread began to exit, before anything of it was given back.
+    pub at: BootTime,
+    /// The code that it exited with; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+impl Death {
+    /// True where it exited with code 0.
+    pub fn is_clean(&self) -> bool {
+        self.code == Some(0) && self.signal.is_none()
+    }
 }
 
 /// One queued request.
@@ -100,6 +154,8 @@ pub struct Waiter {
     pub owner: Option<Owner>,
     /// Who asks.
     pub requester: RecordedPid,
+    /// Since when, as history has it.
+    pub since: Option<BootTime>,
 }
 
 /// What keeps a description or an fd table alive.

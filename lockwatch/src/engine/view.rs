@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
-use super::id::{self, IdKey, LockId};
+use super::id::{self, LockId};
 use super::identity::{Owner, Pid, RecordedPid};
 use super::places::Places;
 use super::snapshot::{File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
@@ -90,9 +90,9 @@ pub struct View {
 }
 
 impl View {
-    /// Concludes.
-    pub fn new(snapshot: Snapshot, key: &IdKey) -> Self {
-        let ids = id::assign(&snapshot, key);
+    /// Concludes. `ids` are those of the snapshot's locks, in their order ([`id::assign`]).
+    pub fn new(snapshot: Snapshot, ids: &[LockId]) -> Self {
+        debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
         let places = Places::index(&snapshot);
@@ -317,6 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::id::IdKey;
     use crate::engine::identity::{Access, Dev, LockKind, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
@@ -359,6 +360,7 @@ mod tests {
                 owner: Some(owner),
                 acquirer: RecordedPid::Local(pid),
                 breaking_to: None,
+                taken: None,
             });
             snapshot.references.push(Reference {
                 pid: pid % 5,
@@ -381,9 +383,15 @@ mod tests {
                 range: Range { start, end: None },
                 owner: Some(Owner(u64::MAX)),
                 requester: RecordedPid::Local(start as i32),
+                since: None,
             });
         }
         snapshot
+    }
+
+    fn concluded(snapshot: Snapshot) -> View {
+        let ids = id::assign(&snapshot, &KEY);
+        View::new(snapshot, &ids)
     }
 
     /// All that a reader of the view can tell, with waiters by what they ask for.
@@ -421,7 +429,7 @@ mod tests {
                 other.references.reverse();
             }
             other.waiters.reverse();
-            let [one, other] = [one, other].map(|snapshot| View::new(snapshot, &KEY));
+            let [one, other] = [one, other].map(concluded);
             prop_assert_eq!(told(&one), told(&other));
         }
 
@@ -430,7 +438,7 @@ mod tests {
             seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
             waiters in proptest::collection::vec((0u32..4, 0usize..3, 0u64..40), 0..6),
         ) {
-            let view = View::new(snapshot(&seeds, &waiters), &KEY);
+            let view = concluded(snapshot(&seeds, &waiters));
             for (place, lock) in view.locks.iter().enumerate() {
                 for &waiter in &lock.waiters {
                     prop_assert!(view.blockers[waiter as usize].contains(&(place as u32)));

@@ -113,6 +113,7 @@ mod tests {
             owner: Some(Owner(entry)),
             acquirer: RecordedPid::Local(entry as i32),
             breaking_to: None,
+            taken: None,
         }
     }
 
@@ -125,6 +126,7 @@ mod tests {
             range: Range { start: range.0, end: range.1 },
             owner: Some(Owner(1000 + behind)),
             requester: RecordedPid::Local(9),
+            since: None,
         }
     }
 

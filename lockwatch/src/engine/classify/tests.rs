@@ -17,6 +17,7 @@ fn lock(kind: LockKind) -> Lock {
         owner: Some(Owner(7)),
         acquirer: RecordedPid::Local(ACQUIRER),
         breaking_to: None,
+        taken: None,
     }
 }
 

@@ -139,6 +139,7 @@ impl Assembler {
             range: range(record),
             owner: Some(Owner(record.owner)),
             acquirer: recorded(record.pid),
+            taken: None,
             breaking_to: if record.flags & flag::UNLOCK_PENDING != 0 {
                 Some(Access::Unlock)
             } else if record.flags & flag::DOWNGRADE_PENDING != 0 {
@@ -170,6 +171,7 @@ impl Assembler {
             range: range(record),
             owner: (record.owner != 0).then_some(Owner(record.owner)),
             requester: recorded(record.pid),
+            since: None,
         };
         let place =
             *self.requests.entry(record.entry).or_insert(self.snapshot.waiters.len() as u32);

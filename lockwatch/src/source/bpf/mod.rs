@@ -29,7 +29,8 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use hashbrown::HashMap;
 use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::snapshot::{
-    MODE_ALL_LOCKS, MODE_DESCRIPTORS, SEED_FD, State, WALKED_MAP, WALKED_MASK, WINDOW_MAP,
+    MODE_ALL_LOCKS, MODE_DESCRIPTORS, SEED_FD, State, WALKED_MAP, WALKED_MASK, WALKED_WAYS,
+    WINDOW_BYTES, WINDOW_MAP,
 };
 use record::{Record, RecordError, Records};
 use seeds::Seeds;
@@ -86,6 +87,9 @@ const PROGRAM: &str = "task_file";
 
 /// Windows that may wait to be put in order before the reader waits.
 const WINDOWS_AHEAD: usize = 4;
+
+/// Bytes of records from which a window is drained; what is left has room for any record.
+const DRAINED_FROM: usize = WINDOW_BYTES - 32 * 1024;
 
 /// Reads in a row that may pass without a record or a descriptor of a locked file before the
 /// iterator is taken for stuck; each stands for a million descriptors.
@@ -156,7 +160,7 @@ impl TaskFileIterator {
         });
         let Types { offsets, targets } = types?;
         let mut loader = loader;
-        let walked = walked_entries();
+        let walked = walked_buckets();
         let mask = walked - 1;
         let mut object = loader
             .btf(None)
@@ -218,6 +222,7 @@ impl TaskFileIterator {
             if !self.read_to_end(iterator, &mut take)? {
                 break;
             }
+            log::debug!("mode {mode} done");
         }
         Ok(self.window.state())
     }
@@ -233,16 +238,21 @@ impl TaskFileIterator {
             let before = self.window.state();
             let read = iterator.read(&mut [0u8; 64]);
             let after = self.window.state();
-            if !self.window.drain(&mut take) {
-                return Ok(false);
-            }
-            match read {
-                Ok(0) => return Ok(true),
-                Ok(_) => {}
+            let ended = match read {
+                Ok(0) => true,
+                Ok(_) => false,
                 Err(error) => match error.kind() {
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => false,
                     _ => return Err(BpfError::Read(error)),
                 },
+            };
+            // The program also comes back when it has gone far enough for one run: handing over
+            // each of those few records apart would cost more than reading them.
+            if (ended || after.used > DRAINED_FROM as u64) && !self.window.drain(&mut take) {
+                return Ok(false);
+            }
+            if ended {
+                return Ok(true);
             }
             idle = if after == before { idle + 1 } else { 0 };
             if idle > IDLE_READS {
@@ -273,11 +283,12 @@ impl Types {
     }
 }
 
-/// Room for every inode that can be open, going by the kernel's count of open files.
-fn walked_entries() -> u32 {
+/// Buckets for every inode that can be open, going by the kernel's count of open files: half full
+/// on average, so that hardly any overflows.
+fn walked_buckets() -> u32 {
     let allocated = std::fs::read_to_string("/proc/sys/fs/file-nr")
         .ok()
         .and_then(|text| text.split_ascii_whitespace().next()?.parse::<u32>().ok())
         .unwrap_or(1 << 20);
-    allocated.saturating_mul(2).clamp(4096, 1 << 23).next_power_of_two()
+    (allocated / (WALKED_WAYS as u32 / 2)).clamp(512, 1 << 20).next_power_of_two()
 }

@@ -73,6 +73,7 @@ pub(super) fn assemble(grouped: &Grouped, table: &Table, released: &HashSet<Body
                 owner: owners.get(nth).copied(),
                 acquirer: group.body.recorded_pid(),
                 breaking_to,
+                taken: None,
             });
         }
     }
@@ -97,6 +98,7 @@ pub(super) fn assemble(grouped: &Grouped, table: &Table, released: &HashSet<Body
             range: waiter.body.range,
             owner: None,
             requester: waiter.body.recorded_pid(),
+            since: None,
         });
     }
 

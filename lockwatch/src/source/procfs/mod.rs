@@ -164,8 +164,8 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
         processes,
         births,
         limits: limits.into_list(),
-        stable_owners: false,
         nested: reader.is_nested(),
+        ..Snapshot::default()
     })
 }
 

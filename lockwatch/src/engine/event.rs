@@ -1,0 +1,196 @@
+//! What the engine tells, as it happens.
+//!
+//! Refuses to be text: sinks write it down.
+
+use super::classify::Verdict;
+use super::id::LockId;
+use super::identity::BootTime;
+use super::input::{FileId, LockName, Moment, Outcome};
+use super::snapshot::{Death, Remembered};
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its number: one more than that of the event before.
+    pub seq: u64,
+    /// When it was told; the moments of what happened are in `kind`.
+    pub at: Moment,
+    /// What it is about, where it is about one lock.
+    pub lock: Option<Told>,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// A lock, as an event names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Which.
+    pub lock: LockName,
+    /// The path of its file, where a view has shown one.
+    pub path: Option<Box<[u8]>>,
+    /// The name of its watch, where it has one.
+    pub watch: Option<String>,
+    /// Who took it, where that is known.
+    pub acquirer: Option<Remembered>,
+    /// When it was taken, where that is known.
+    pub taken_at: Option<BootTime>,
+}
+
+/// A process as an event names it.
+pub type Party = Remembered;
+
+/// What happened. The names are those of the contract's `kind`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The watch began.
+    Started {
+        /// Whether numbers go on from the daemon before.
+        continued: bool,
+        /// lockwatch's version.
+        version: String,
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// A lock outlived everybody who was meant to hold it.
+    Orphaned {
+        /// The verdict.
+        verdict: Verdict,
+        /// How its owner ended, where that was seen.
+        death: Option<Death>,
+        /// Who holds it.
+        holders: Vec<Party>,
+    },
+    /// An orphan is one no longer.
+    Recovered {
+        /// How.
+        how: Recovery,
+    },
+    /// An exclusive lock ended by its owner's crash, and another took it at once.
+    CrashHandoff {
+        /// The crash.
+        death: Death,
+        /// When the lock ended.
+        released_at: BootTime,
+        /// Who has it now.
+        to: Party,
+        /// Since when.
+        acquired_at: BootTime,
+        /// Whether the dead owner wrote the file while it had the lock.
+        written: Option<bool>,
+    },
+    /// Another tried for the lock while its owner was already exiting.
+    ExitRace {
+        /// The owner's death.
+        death: Death,
+        /// Who tried.
+        by: Party,
+        /// When.
+        at: BootTime,
+        /// How that ended.
+        outcome: Outcome,
+    },
+    /// The recorded pid of a live lock was given to another process.
+    PidRecycled {
+        /// Who has it now.
+        to: Party,
+    },
+    /// Two inodes that had the same path are exclusively locked at the same time.
+    LockReplaced {
+        /// The file that has lost the path.
+        old: FileId,
+        /// The file that has it now.
+        new: FileId,
+        /// The lock on the new one.
+        by: LockId,
+    },
+    /// A non-blocking attempt met a watched or orphaned lock.
+    Refused {
+        /// Who tried.
+        by: Party,
+        /// When.
+        at: BootTime,
+    },
+    /// A wait passed its threshold.
+    LongWait {
+        /// Who waits.
+        by: Party,
+        /// Since when.
+        since: BootTime,
+        /// For which locks.
+        blocked_by: Vec<LockId>,
+    },
+    /// Waiters that wait for each other.
+    Deadlock {
+        /// The processes of the cycle, each blocked by a lock of the next.
+        members: Vec<Member>,
+    },
+    /// Records of the moment were lost, and the tables were read anew.
+    Lost {
+        /// How many.
+        records: u64,
+    },
+    /// The last orphan is gone.
+    AllClear,
+    /// (verbose) a lock was taken.
+    Acquired {
+        /// By whom.
+        by: Party,
+        /// When.
+        at: BootTime,
+    },
+    /// (verbose) a lock was given up.
+    Released {
+        /// By whom.
+        by: Party,
+        /// When.
+        at: BootTime,
+    },
+    /// (verbose) an attempt waits.
+    Blocked {
+        /// Who.
+        by: Party,
+        /// Since when.
+        at: BootTime,
+    },
+}
+
+/// One process of a deadlock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub process: Party,
+    /// The lock that it waits for, which the next member has.
+    pub waits_for: LockId,
+}
+
+/// How an orphan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// The lock is gone.
+    Released,
+    /// The lock is there, and no orphan by what is known now.
+    Reclassified,
+}
+
+impl Kind {
+    /// The contract's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::Orphaned { .. } => "orphaned",
+            Self::Recovered { .. } => "recovered",
+            Self::CrashHandoff { .. } => "crash_handoff",
+            Self::ExitRace { .. } => "exit_race",
+            Self::PidRecycled { .. } => "pid_recycled",
+            Self::LockReplaced { .. } => "lock_replaced",
+            Self::Refused { .. } => "refused",
+            Self::LongWait { .. } => "long_wait",
+            Self::Deadlock { .. } => "deadlock",
+            Self::Lost { .. } => "lost",
+            Self::AllClear => "all_clear",
+            Self::Acquired { .. } => "acquired",
+            Self::Released { .. } => "released",
+            Self::Blocked { .. } => "blocked",
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What may influence the engine, and what it may ask for.
+//!
+//! Refuses any other way in: whatever is not an [`Input`] cannot change what the engine says, so a
+//! recorded list of inputs gives the same outputs again.
+
+use super::event::Event;
+use super::id::LockId;
+use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
+use super::snapshot::{Death, Remembered, Snapshot};
+
+/// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot: BootTime,
+    /// Nanoseconds since 1970, UTC.
+    pub unix: u64,
+}
+
+/// A file: device and inode number. Its path is only a label, found in the newest view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// The device, as the kernel's `s_dev`.
+    pub dev: Dev,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// A lock, as the records of the moment name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockName {
+    /// Its id: the one that it has in every snapshot while it lives.
+    pub id: LockId,
+    /// Its file.
+    pub file: FileId,
+    /// Its kind.
+    pub kind: LockKind,
+    /// Shared or exclusive.
+    pub access: Access,
+    /// Its bytes.
+    pub range: Range,
+}
+
+/// A file that the configuration watches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The name in the configuration.
+    pub name: String,
+    /// The path in the configuration.
+    pub path: Box<[u8]>,
+    /// What is there now; `None` where nothing is.
+    pub file: Option<FileId>,
+}
+
+/// What the engine is told once, before anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// From an owner's death to calling its lock orphaned, nanoseconds.
+    pub grace: u64,
+    /// Between two full reconciliations, nanoseconds.
+    pub gc_interval: u64,
+    /// From one owner's crash to another's acquisition, nanoseconds, within which it is a
+    /// [`crash hand-off`](super::event::Kind::CrashHandoff).
+    pub handoff_window: u64,
+    /// From when on a wait is a long one, nanoseconds.
+    pub long_wait: u64,
+    /// Whether acquisitions, releases and blocked attempts are events, too.
+    pub verbose: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const SECOND: u64 = 1_000_000_000;
+        Self {
+            grace: SECOND / 4,
+            gc_interval: 2 * SECOND,
+            handoff_window: 5 * SECOND,
+            long_wait: 30 * SECOND,
+            verbose: false,
+        }
+    }
+}
+
+/// One reading of the kernel's tables, with the ids of its locks in their order.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// When it was begun: what happened later it may or may not show.
+    pub begun: BootTime,
+    /// The facts.
+    pub snapshot: Snapshot,
+    /// The id of each lock.
+    pub ids: Vec<LockId>,
+}
+
+/// A lock that ended while the process that took it was dying, or after that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Which.
+    pub lock: LockName,
+    /// Who had taken it.
+    pub by: Remembered,
+    /// When it had been taken.
+    pub taken_at: BootTime,
+    /// When it ended.
+    pub at: BootTime,
+    /// The death of who had taken it.
+    pub death: Death,
+    /// Whether the file was written between the taking and the end; `None` where its time of
+    /// modification cannot tell.
+    pub written: Option<bool>,
+}
+
+/// A lock that was taken on a file to which attention is paid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquired {
+    /// Which.
+    pub lock: LockName,
+    /// By whom.
+    pub by: Remembered,
+    /// When.
+    pub at: BootTime,
+}
+
+/// A lock that was given up by a living process, on a file to which attention is paid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Which.
+    pub lock: LockName,
+    /// By whom.
+    pub by: Remembered,
+    /// When.
+    pub at: BootTime,
+}
+
+/// How an attempt failed to get the lock at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// `EAGAIN`: it did not want to wait.
+    Refused,
+    /// It waits.
+    Blocked,
+}
+
+/// An attempt that met a lock: on a file to which attention is paid, or whose owner was already on
+/// its way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What it met.
+    pub met: LockName,
+    /// Who tried.
+    pub by: Remembered,
+    /// What it asked for.
+    pub access: Access,
+    /// For which bytes.
+    pub range: Range,
+    /// When.
+    pub at: BootTime,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The owner of what it met, where that was already exiting and had not yet released it.
+    pub exiting: Option<Death>,
+}
+
+/// A pid that was given to a new process although a lock of the one that had it before is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PidReused {
+    /// The new process.
+    pub process: ProcessId,
+    /// When it was forked.
+    pub at: BootTime,
+}
+
+/// The beginning of the daemon's watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The number of the last event of the daemon before, where its count goes on.
+    pub last_seq: Option<u64>,
+    /// True where the kernel went on recording while no daemon ran.
+    pub continued: bool,
+    /// lockwatch's version.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+/// Everything that may influence the engine.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Comes first.
+    Started(Started),
+    /// The files that are watched from now on, instead of those before.
+    Watch(Vec<Watched>),
+    /// A reading: the truth.
+    Reading(Box<Reading>),
+    /// A process that had taken a lock which is still there is dying.
+    Died(Death),
+    /// A lock ended with or after its owner.
+    Ended(Ended),
+    /// Attention: a lock was taken.
+    Acquired(Acquired),
+    /// Attention: a lock was given up.
+    Released(Released),
+    /// An attempt met a lock.
+    Attempt(Attempt),
+    /// A recorded pid has a new owner.
+    PidReused(PidReused),
+    /// So many records of the moment were lost: the next reading must mend it.
+    Lost(u64),
+    /// Time passed.
+    Tick,
+    /// Reconcile now (the tree's `gc`).
+    Reconcile,
+    /// Reconcile every so many nanoseconds from now on (the tree's `gc_interval_ms`).
+    GcInterval(u64),
+}
+
+/// What the engine wants to happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Tell this.
+    Event(Box<Event>),
+    /// Take a reading now and hand it in.
+    Read,
+    /// Have every taking, giving up and attempt on these files recorded from now on, on no others.
+    Attend(Vec<FileId>),
+}
