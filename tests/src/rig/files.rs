@@ -116,9 +116,16 @@ fn keep(fd: OwnedFd) {
     let _ = fd.into_raw_fd();
 }
 
+/// As many as the kernel allows (`fs.nr_open`), where this user may raise the limit.
 fn allow_many_descriptors() -> Result<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("raising the limit of open files")
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const MOST: u64 = 1 << 20;
+    let raised = Rlimit { current: Some(MOST), maximum: Some(MOST) };
+    setrlimit(Resource::Nofile, raised)
+        .or_else(|_| {
+            let mut limit = getrlimit(Resource::Nofile);
+            limit.current = limit.maximum;
+            setrlimit(Resource::Nofile, limit)
+        })
+        .context("raising the limit of open files")
 }

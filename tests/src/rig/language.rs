@@ -40,7 +40,8 @@
 //! map NAME                              a mapping that lasts as long as the process
 //! socketpair TX RX, listen NAME PATH, connect NAME PATH
 //! send SOCKET NAME, receive SOCKET NAME a descriptor over a unix socket
-//! uring RING NAME                       a new io_uring, with NAME registered in it
+//! uring RING NAME [polled]              a new io_uring, with NAME registered in it; `polled` gives
+//!                                       it a thread of the kernel's
 //! mount proc|tmpfs PATH
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
@@ -176,7 +177,7 @@ pub enum Command {
     Connect { name: String, path: Vec<u8> },
     Send { socket: String, name: String },
     Receive { socket: String, name: String },
-    Uring { ring: String, name: String },
+    Uring { ring: String, name: String, polled: bool },
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
     Churn { name: String },
@@ -341,7 +342,11 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "connect" => Command::Connect { name: words.name()?, path: words.bytes("a path")? },
         "send" => Command::Send { socket: words.name()?, name: words.name()? },
         "receive" => Command::Receive { socket: words.name()?, name: words.name()? },
-        "uring" => Command::Uring { ring: words.name()?, name: words.name()? },
+        "uring" => Command::Uring {
+            ring: words.name()?,
+            name: words.name()?,
+            polled: words.flag("polled"),
+        },
         "mount" => {
             let kind = match words.next("a file system")? {
                 "proc" => MountKind::Proc,

@@ -95,10 +95,17 @@ pub(super) fn map(fd: BorrowedFd<'_>) -> Result<usize> {
 /// `IORING_REGISTER_FILES` of `linux/io_uring.h`.
 const REGISTER_FILES: libc::c_uint = 2;
 
+/// `IORING_SETUP_SQPOLL` of `linux/io_uring.h`.
+const SETUP_SQPOLL: u64 = 2;
+
 /// Makes an io_uring and registers one file with it.
-pub(super) fn ring_with(descriptor: BorrowedFd<'_>) -> Result<RawFd> {
-    // `struct io_uring_params` is 120 bytes; all zeros asks for nothing special.
+pub(super) fn ring_with(descriptor: BorrowedFd<'_>, polled: bool) -> Result<RawFd> {
+    // `struct io_uring_params` is 120 bytes; all zeros asks for nothing special. Its third `u32` is
+    // the flags.
     let mut params = [0_u64; 15];
+    if polled {
+        params[1] = SETUP_SQPOLL;
+    }
     // SAFETY: the kernel reads and writes one `struct io_uring_params` at the pointer.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
     if ring < 0 {

@@ -130,8 +130,8 @@ impl Player {
                 self.descriptors.add(name.clone(), fd)?;
                 answer = format!("fd={fd}");
             }
-            Command::Uring { ring, name } => {
-                let fd = passing::ring_with(self.descriptors.get(name)?)?;
+            Command::Uring { ring, name, polled } => {
+                let fd = passing::ring_with(self.descriptors.get(name)?, *polled)?;
                 self.descriptors.add(ring.clone(), fd)?;
                 answer = format!("fd={fd}");
             }

@@ -11,10 +11,12 @@ mod identity;
 mod in_flight;
 mod kernel;
 mod listing;
+mod mapped;
 mod names;
 mod namespaces;
 mod peers;
 mod refused;
+mod registered;
 mod rig;
 mod sources;
 mod stories;
@@ -44,6 +46,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
     ("in_flight", in_flight::TESTS),
+    ("registered", registered::TESTS),
+    ("mapped", mapped::TESTS),
 ];
 
 fn main() -> ExitCode {
