@@ -4,7 +4,7 @@
 //!
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
-//! `pidns`, `netns`, `io_uring`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
+//! `pidns`, `netns`, `io_uring`, `loop-devices`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
 //! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
 //! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
@@ -44,6 +44,7 @@ impl Capabilities {
             ("pidns", in_a_thread(|| unshare(UnshareFlags::NEWPID))),
             ("netns", in_a_thread(|| unshare(UnshareFlags::NEWNET))),
             ("io_uring", io_uring()),
+            ("loop-devices", loop_devices()),
             ("choose-pid", choose_pid()),
             ("pid-order", pid_order()),
             ("terminal", terminal()),
@@ -197,6 +198,14 @@ fn pid_order() -> Result<()> {
         bail!("{forks} processes since boot, and only {limit} pids");
     }
     Ok(())
+}
+
+fn loop_devices() -> Result<()> {
+    root()?;
+    let path = "/dev/loop-control";
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).context(path)?;
+    fs::metadata("/dev/loop0").map(drop).context("/dev/loop0")
 }
 
 fn io_uring() -> Result<()> {

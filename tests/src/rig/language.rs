@@ -42,6 +42,8 @@
 //! send SOCKET NAME, receive SOCKET NAME a descriptor over a unix socket
 //! uring RING NAME [polled]              a new io_uring, with NAME registered in it; `polled` gives
 //!                                       it a thread of the kernel's
+//! loopdev DEVICE NAME                    a loop device over NAME; it ends with the last descriptor of
+//!                                       it, which is called DEVICE
 //! mount proc|tmpfs PATH
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
@@ -167,6 +169,7 @@ pub enum Command {
     Comm { text: Vec<u8> },
     Become { uid: u32 },
     Unshare,
+    LoopDevice { device: String, name: String },
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
@@ -327,6 +330,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "die" => Command::Die { signal: signal(words.next("a signal")?)? },
         "leave" => Command::Leave,
         "comm" => Command::Comm { text: words.bytes("a text")? },
+        "loopdev" => Command::LoopDevice { device: words.name()?, name: words.name()? },
         "unshare" => match words.next("what to unshare")? {
             "net" => Command::Unshare,
             word => return wrong(format!("{word:?} cannot be unshared: net")),

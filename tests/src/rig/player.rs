@@ -94,6 +94,12 @@ impl Player {
                 let text = CString::new(text.clone()).context("a comm holds no NUL")?;
                 rustix::thread::set_name(&text).context("prctl PR_SET_NAME")?;
             }
+            Command::LoopDevice { device, name } => {
+                let made = passing::loop_device(self.descriptors.get(name)?)?;
+                let fd = passing::number(made.0);
+                self.descriptors.add(device.clone(), fd)?;
+                answer = format!("number={}", made.1);
+            }
             Command::Unshare => {
                 // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
                 unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }

@@ -10,6 +10,7 @@ mod exit_codes;
 mod identity;
 mod in_flight;
 mod kernel;
+mod kernel_held;
 mod listing;
 mod mapped;
 mod names;
@@ -48,6 +49,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("in_flight", in_flight::TESTS),
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
+    ("kernel_held", kernel_held::TESTS),
 ];
 
 fn main() -> ExitCode {

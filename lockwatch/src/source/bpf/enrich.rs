@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 
 use crate::engine::identity::{Dev, Pid, RecordedPid};
 use crate::engine::snapshot::{FileIx, Process, Snapshot};
+use crate::source::octal::unescape;
 use crate::source::procfs::ProcRoot;
 use crate::source::procfs::limits::Limits;
 use crate::source::procfs::processes::{Processes, Reader};
@@ -175,30 +176,6 @@ fn mounts() -> HashMap<Dev, Vec<u8>> {
         }
     }
     mounts
-}
-
-/// `\\040` and the like, which the kernel writes for blanks.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let octal = (*first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                plain.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    plain
 }
 
 /// Both sides are asked of the file system, because what the kernel keeps in an inode and what

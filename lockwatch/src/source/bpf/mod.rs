@@ -6,6 +6,7 @@
 mod assemble;
 pub mod btf;
 mod enrich;
+mod kernel_users;
 pub mod layout;
 pub mod probe;
 pub mod record;

@@ -76,6 +76,23 @@ pub(super) fn search(wanted: &BTreeMap<Owner, FileIx>) -> Result<Sightings, BpfE
     Ok(sightings)
 }
 
+/// Loads every program of the object, as far as this kernel has what it attaches to; runs none.
+///
+/// # Errors
+/// Names what does not load.
+pub(super) fn try_out() -> Result<Vec<(Via, String)>, BpfError> {
+    let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+    let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+    let layout = search_layout(&kernel);
+    let mut searcher = Searcher::load(&kernel, &layout, &BTreeMap::new())?;
+    searcher.open(&kernel, DESCRIPTORS)?;
+    searcher.open(&kernel, WALKER)?;
+    if layout.offsets.has_mappings == 1 {
+        searcher.open(&kernel, MAPPINGS)?;
+    }
+    Ok(layout.gaps)
+}
+
 /// How the walk over the containers went.
 #[derive(Default)]
 struct Walked {

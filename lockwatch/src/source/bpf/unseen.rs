@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::kernel_users::KernelUsers;
 use super::{enrich, search};
 use crate::engine::identity::{Owner, Pid};
-use crate::engine::snapshot::{FileIx, Hides, Limit, Search, Snapshot, Via};
+use crate::engine::snapshot::{FileIx, Hides, Limit, Place, PlaceKind, Search, Snapshot, Via};
 
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`.
 pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
@@ -37,8 +38,37 @@ pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
         }
         Err(error) => snapshot.search = Search::none(&error.to_string()),
     }
-    if !snapshot.search.searched.contains(&Via::Kernel) {
-        snapshot.search.gaps.retain(|(via, _)| *via != Via::Kernel);
-        snapshot.search.gaps.push((Via::Kernel, "not looked at yet".to_owned()));
+    kernel(snapshot, &wanted);
+}
+
+/// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
+/// else.
+fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
+    let users = KernelUsers::read();
+    let elsewhere: BTreeSet<Owner> = snapshot
+        .places
+        .iter()
+        .map(|place| place.description)
+        .chain(snapshot.references.iter().filter_map(|reference| reference.description))
+        .filter(|description| wanted.contains_key(description))
+        .collect();
+    for (&description, file) in wanted {
+        if elsewhere.contains(&description) {
+            continue;
+        }
+        let file = &snapshot.files[file.0 as usize];
+        snapshot.places.extend(users.of(file).map(|what| Place {
+            description,
+            kind: PlaceKind::Kernel { what: what.to_owned() },
+            owners: Vec::new(),
+        }));
     }
+    let mut why = "the kernel uses the file neither for a loop device nor for swapping, and what \
+                   else in it may keep a description it does not tell"
+        .to_owned();
+    for unread in users.unread {
+        why.push_str(&format!("; not read: {unread}"));
+    }
+    snapshot.search.gaps.retain(|(via, _)| *via != Via::Kernel);
+    snapshot.search.gaps.push((Via::Kernel, why));
 }
