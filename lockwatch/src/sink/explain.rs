@@ -152,7 +152,9 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         told.push(match holder.fd {
             _ if table => format!("{process} holds it through its fd table{since}"),
             Some(fd) => format!("{process} holds it as descriptor {fd}{since}"),
-            None => format!("{process} holds it ({}){since}", holder.via.name()),
+            None => {
+                format!("{process} waits for another lock with it, without a descriptor{since}")
+            }
         });
         last = Some((holder.pid, 0));
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -31,6 +31,11 @@ pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd
 pub(super) fn content(path: &[u8]) -> Result<Vec<u8>> {
     let path = Path::new(OsStr::from_bytes(path));
     fs::read(path).with_context(|| format!("reading {path:?}"))
+}
+
+/// Takes one byte, which may never come.
+pub(super) fn read_byte(fd: BorrowedFd<'_>) -> Result<()> {
+    rustix::io::read(fd, &mut [0_u8; 1]).map(drop).context("read")
 }
 
 /// Takes a name away.

@@ -14,7 +14,7 @@
 //! ofd   NAME rd|wr|un START END|eof
 //! lease NAME rd|wr|un
 //! later COMMAND                         ... but this does, in a thread: a lock that may block, or
-//!                                       an `open` that breaks a lease
+//!                                       an `open` that breaks a lease, or a `read`
 //! progress                              `idle`, `running`, `blocked`, `done` or `failed WHY`
 //!
 //! fork NAME [as PID] [files] [pidns] [mounts]
@@ -35,7 +35,7 @@
 //! unshare net                           a network namespace of its own; no child after it
 //! become UID                            that user, without a capability left
 //! unlink PATH, replace PATH             `replace` puts a new file under the name
-//! write NAME TEXT
+//! write NAME TEXT, read NAME            `read` takes one byte, and may wait for it
 //! show PATH                             the answer is what the file holds, escaped
 //! map NAME                              a mapping that lasts as long as the process
 //! socketpair TX RX, listen NAME PATH, connect NAME PATH
@@ -173,6 +173,7 @@ pub enum Command {
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
+    Read { name: String },
     Show { path: Vec<u8> },
     Map { name: String },
     SocketPair { tx: String, rx: String },
@@ -304,10 +305,10 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             Command::Lock { name: words.name()?, asked: Asked::Lease(words.access("rd", "wr")?) }
         }
         "later" => match command(words)? {
-            inner @ (Command::Lock { .. } | Command::Open { .. }) => {
+            inner @ (Command::Lock { .. } | Command::Open { .. } | Command::Read { .. }) => {
                 Command::Later(Box::new(inner))
             }
-            _ => return wrong("only a lock or an open can be left for later"),
+            _ => return wrong("only a lock, an open or a read can be left for later"),
         },
         "progress" => Command::Progress,
         "fork" => {
@@ -339,6 +340,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "unlink" => Command::Unlink { path: words.bytes("a path")? },
         "replace" => Command::Replace { path: words.bytes("a path")? },
         "write" => Command::Write { name: words.name()?, text: words.bytes("a text")? },
+        "read" => Command::Read { name: words.name()? },
         "show" => Command::Show { path: words.bytes("a path")? },
         "map" => Command::Map { name: words.name()? },
         "socketpair" => Command::SocketPair { tx: words.name()?, rx: words.name()? },
@@ -501,7 +503,7 @@ mod tests {
     fn only_what_can_block_is_left_for_later() {
         assert!(parse("later flock a ex").is_ok());
         assert!(parse("later open a lock wo").is_ok());
-        assert_eq!(why_not("later exit 0"), "only a lock or an open can be left for later");
+        assert_eq!(why_not("later exit 0"), "only a lock, an open or a read can be left for later");
         assert!(parse("later later flock a ex").is_err());
     }
 

@@ -113,6 +113,9 @@ impl Player {
                     rustix::io::write(self.descriptors.get(name)?, text).context("write")?;
                 ensure!(written == text.len(), "wrote {written} bytes of {}", text.len());
             }
+            Command::Read { name } => {
+                files::read_byte(self.descriptors.get(name)?)?;
+            }
             Command::Show { path } => answer = language::escape(&files::content(path)?),
             Command::Map { name } => {
                 answer = format!("at={:x}", passing::map(self.descriptors.get(name)?)?);
@@ -173,7 +176,11 @@ impl Player {
                 let fd = files::open(&path, mode, cloexec)?;
                 Ok(Some((name, passing::number(fd))))
             })?,
-            _ => bail!("only a lock or an open can be left for later"),
+            Command::Read { name } => {
+                let fd = self.descriptors.get(&name)?;
+                Later::start(move || files::read_byte(fd).map(|()| None))?
+            }
+            _ => bail!("only a lock, an open or a read can be left for later"),
         });
         Ok(())
     }

@@ -17,6 +17,12 @@ pub(crate) const TESTS: &[Test] = &[
         "iter/task_vma",
         "loop-devices",
     ]),
+    once!(what_only_a_system_call_in_progress_keeps_is_unaccounted).needs(&[
+        "root",
+        "iter/task_file",
+        "iter/task_vma",
+    ]),
+    once!(what_waits_for_another_lock_is_in_use).needs(&["root", "iter/task_file"]),
     once!(a_living_acquirer_without_a_descriptor_is_no_finding_under_a_loop_device).needs(&[
         "root",
         "iter/task_file",
@@ -72,6 +78,55 @@ fn a_loop_device_over_another_file_is_not(scene: &mut Scene) -> Result<()> {
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     report.only_lock_on(&scene.file("backing")?).context("backing")?.is("orphaned/kernel")
+}
+
+fn what_only_a_system_call_in_progress_keeps_is_unaccounted(scene: &mut Scene) -> Result<()> {
+    let fifo = scene.path("fifo");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).context("mkfifo")?;
+    scene.play(
+        "start keeper
+         keeper: open a fifo
+         keeper: fork owner
+         owner: flock a ex
+         owner: exit 0
+         keeper: later read a
+         await keeper blocked
+         keeper: close a",
+    )?;
+    let report = scan(scene)?;
+    let lock = report.only_lock_on(&scene.file("fifo")?)?;
+    lock.is("orphaned/unaccounted")?;
+    same!("confidence", lock.confidence, "likely");
+    same!("holders", lock.holders.len(), 0);
+    lock.rests_on("searched and not found: scm_rights, io_uring, mmap")?;
+    lock.rests_on("not searched: kernel (the kernel uses the file neither for a loop device")?;
+    let path = scene.path_text("fifo")?;
+    let run = scene.run(&["explain", &path, "--source", "bpf"])?;
+    let text = run.exits(1)?.text()?;
+    ensure!(text.contains("What would release it is not known."), "said {text}");
+    Ok(())
+}
+
+fn what_waits_for_another_lock_is_in_use(scene: &mut Scene) -> Result<()> {
+    scene.play(
+        "start other
+         other: open b lock
+         other: flock b ex
+         start keeper
+         keeper: open a lock
+         keeper: fork owner
+         owner: ofd a wr 0 9
+         owner: exit 0
+         keeper: later flock a ex
+         await keeper blocked
+         keeper: close a",
+    )?;
+    let report = scan(scene)?;
+    let locks = report.locks_on(&scene.file("lock")?);
+    let lock = locks.iter().find(|lock| lock.kind == "OFDLCK").context("no OFD lock")?;
+    ensure!(lock.state != "orphaned", "it is in use by a system call: {lock:?}");
+    lock.held_via("fd", &[scene.pid("keeper")?])
 }
 
 fn a_living_acquirer_without_a_descriptor_is_no_finding_under_a_loop_device(

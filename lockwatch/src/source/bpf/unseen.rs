@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::kernel_users::KernelUsers;
 use super::{enrich, search};
-use crate::engine::identity::{Owner, Pid};
-use crate::engine::snapshot::{FileIx, Hides, Limit, Place, PlaceKind, Search, Snapshot, Via};
+use crate::engine::identity::{Owner, Pid, RecordedPid};
+use crate::engine::snapshot::{
+    FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
+};
 
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`.
 pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
@@ -38,7 +40,38 @@ pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
         }
         Err(error) => snapshot.search = Search::none(&error.to_string()),
     }
+    requests(snapshot, &wanted);
     kernel(snapshot, &wanted);
+}
+
+/// A description with which somebody waits for another lock is in use, also where its descriptor
+/// was closed meanwhile.
+fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
+    for waiter in &snapshot.waiters {
+        let (Some(description), RecordedPid::Local(pid)) = (waiter.owner, waiter.requester) else {
+            continue;
+        };
+        let known = |reference: &Reference| {
+            reference.description == Some(description) && reference.pid == pid
+        };
+        if waiter.kind.belongs_to_fd_table()
+            || !wanted.contains_key(&description)
+            || !snapshot.processes.contains_key(&pid)
+            || snapshot.references.iter().any(known)
+        {
+            continue;
+        }
+        snapshot.references.push(Reference {
+            pid,
+            tid: pid,
+            via: Via::Fd,
+            fd: None,
+            file: waiter.file,
+            description: Some(description),
+            table: None,
+            opener: None,
+        });
+    }
 }
 
 /// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
