@@ -173,7 +173,7 @@ impl Later {
         Ok((Some(self), if blocked { Progress::Blocked } else { Progress::Running }))
     }
 
-    /// True where the thread sleeps in one of the calls that lock. The names of the kernel
+    /// True where the thread sleeps in one of the calls that may be left for later. The names of the kernel
     /// functions that they sleep in differ between kernels, the calls do not.
     fn is_blocked(&self) -> bool {
         // The thread may end at any moment, and its folder with it.
@@ -185,8 +185,8 @@ impl Later {
         };
         let asleep = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'D']));
         let number = call.split(' ').next().and_then(|word| word.parse::<libc::c_long>().ok());
-        let locks = [libc::SYS_flock, libc::SYS_fcntl, libc::SYS_openat];
-        asleep && number.is_some_and(|number| locks.contains(&number))
+        let calls = [libc::SYS_flock, libc::SYS_fcntl, libc::SYS_openat, libc::SYS_read];
+        asleep && number.is_some_and(|number| calls.contains(&number))
     }
 
     /// For a forked child, in which the thread does not exist.
