@@ -8,5 +8,7 @@
 pub mod history;
 pub mod offsets;
 pub mod ranges;
+pub mod search;
+pub mod search_offsets;
 pub mod snapshot;
 pub mod wire;

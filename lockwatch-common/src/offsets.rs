@@ -9,16 +9,17 @@ pub const GLOBAL: &str = "OFFSETS";
 /// The offset of a member that this kernel does not have; only members that say so may be absent.
 pub const ABSENT: u32 = u32::MAX;
 
+/// A table of `u32`, and what both sides need to hand it over.
 macro_rules! offsets {
-    ($( $(#[$doc:meta])* $name:ident, )*) => {
-        /// Byte offsets of structure members, and sizes, of the running kernel.
+    ($(#[$about:meta])* $table:ident: $( $(#[$doc:meta])* $name:ident, )*) => {
+        $(#[$about])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub struct Offsets {
+        pub struct $table {
             $( $(#[$doc])* pub $name: u32, )*
         }
 
-        impl Offsets {
+        impl $table {
             /// Number of `u32` in the table.
             pub const WORDS: usize = [$(stringify!($name)),*].len();
 
@@ -32,8 +33,11 @@ macro_rules! offsets {
         }
     };
 }
+pub(crate) use offsets;
 
 offsets! {
+    /// Byte offsets of structure members, and sizes, of the running kernel.
+    Offsets:
     /// `file.f_inode`
     file_inode,
     /// `file.f_path`

@@ -6,4 +6,5 @@
 
 pub mod bpf;
 pub mod history;
+mod octal;
 pub mod procfs;

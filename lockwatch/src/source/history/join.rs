@@ -18,7 +18,7 @@ use super::{HistoryError, Tables};
 use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
-use crate::engine::snapshot::{Death, Hides, Limit, Lock, Snapshot, Taken};
+use crate::engine::snapshot::{Death, Lock, Snapshot, Taken};
 
 /// What the tables hold, read at one time.
 #[derive(Debug, Default)]
@@ -213,11 +213,6 @@ pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names
     }
     snapshot.deaths = dead.into_values().collect();
     snapshot.history = true;
-}
-
-/// Completes a reading from the history, where there is any; why it could not be read is a limit.
-pub(super) fn limit(error: &HistoryError) -> Limit {
-    Limit { what: format!("the history could not be read: {error}"), hides: Hides::Nothing }
 }
 
 /// How a process ended.
