@@ -24,3 +24,4 @@ mod posix;
 mod taking;
 mod tables;
 mod waits;
+mod words;

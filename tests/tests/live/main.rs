@@ -7,6 +7,7 @@ mod base64;
 mod classification;
 mod columns;
 mod exit_codes;
+mod history;
 mod identity;
 mod in_flight;
 mod kernel;
@@ -50,6 +51,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("history", history::TESTS),
 ];
 
 fn main() -> ExitCode {
