@@ -21,7 +21,7 @@ mod moment;
 mod object;
 mod party;
 mod posix;
-mod taking;
 mod tables;
+mod taking;
 mod waits;
 mod words;

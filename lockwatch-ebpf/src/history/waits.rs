@@ -5,9 +5,9 @@ use core::mem::MaybeUninit;
 use lockwatch_common::history::{Entry, KIND_BLOCKED, KIND_REFUSED, Wait};
 
 use crate::attempt::Attempt;
-use crate::taking::now;
-use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
 use crate::moment::Moment;
+use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
+use crate::taking::now;
 use crate::{attention, conflict, counters, moment, party, words};
 
 /// The attempt waits now, or goes on waiting.

@@ -52,6 +52,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
     ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -130,9 +130,8 @@ fn exists(folder: &Path) -> Result<bool, HistoryError> {
 
 fn table(folder: &Path, name: &str) -> Result<MapData, HistoryError> {
     let path = folder.join(name);
-    MapData::from_pin(&path).map_err(|error| {
-        pin("open", &path, crate::source::bpf::in_one_line(&error))
-    })
+    MapData::from_pin(&path)
+        .map_err(|error| pin("open", &path, crate::source::bpf::in_one_line(&error)))
 }
 
 fn globals(folder: &Path, writable: bool) -> Result<MappedArray, HistoryError> {
@@ -194,9 +193,7 @@ fn pinned(options: &Options, folder: &Path) -> Result<(), HistoryError> {
     globals.store(6, options.handoff_window);
     for program in load::PROGRAMS {
         let path = link_path(folder, program);
-        load::attach(&mut object, program)?
-            .pin(&path)
-            .map_err(|error| pin("pin", &path, error))?;
+        load::attach(&mut object, program)?.pin(&path).map_err(|error| pin("pin", &path, error))?;
     }
     Ok(())
 }

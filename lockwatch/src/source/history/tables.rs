@@ -183,6 +183,14 @@ impl Tables {
         self.globals.add(OWNERS, by);
     }
 
+    /// How many threads wait for a lock, as far as the table knows.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn waiting(&self) -> Result<usize, HistoryError> {
+        Ok(self.waiters()?.len())
+    }
+
     /// How many locks the table has that a process took.
     ///
     /// # Errors
@@ -253,7 +261,6 @@ impl Totals {
             self.hold[kind].1 += counters.hold_sum[kind];
         }
         self.lost_records += counters.lost_records;
-        self.lost_elements +=
-            counters.lost_locks + counters.lost_operations + counters.lost_others;
+        self.lost_elements += counters.lost_locks + counters.lost_operations + counters.lost_others;
     }
 }
