@@ -6,3 +6,4 @@
 
 pub mod bpf;
 pub mod procfs;
+pub mod trace;
