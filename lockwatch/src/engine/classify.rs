@@ -3,10 +3,13 @@
 //! Refuses to call a lock orphaned because its acquirer is gone. What decides is how each survivor
 //! came by the description; where that cannot be told the verdict is `unknown`.
 
+use std::collections::BTreeMap;
+
 use super::births::{self, Order};
 use super::evidence::Evidence;
 use super::identity::{LockKind, Pid, RecordedPid, StartTime};
-use super::snapshot::{Births, Death, Lock, Process, Via};
+use super::places;
+use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
 use history::{Past, Tenant};
 
 mod history;
@@ -143,20 +146,24 @@ pub struct Facts<'a> {
     pub lock: &'a Lock,
     /// The process that has the recorded pid now, where there is one.
     pub acquirer: Option<&'a Process>,
-    /// Everything that was found to hold it.
+    /// Every descriptor and fd table that was found to hold it.
     pub survivors: &'a [Survivor<'a>],
     /// How the process ended that took it, as far as history knows.
     pub death: Option<&'a Death>,
     /// That death lies back longer than the grace period.
     pub overdue: bool,
+    /// Where else its description was found to live on.
+    pub places: &'a [&'a Place],
+    /// Where such places were looked for.
+    pub search: &'a Search,
+    /// The processes of the snapshot.
+    pub processes: &'a BTreeMap<Pid, Process>,
     /// How births can be ordered.
     pub births: &'a Births,
     /// The reader sees its own pid namespace only.
     pub nested: bool,
     /// Something that could not be read may hide a holder.
     pub hidden: bool,
-    /// Places that were not searched for references.
-    pub not_searched: &'static [Via],
 }
 
 /// The verdict that follows from `facts`.
@@ -176,7 +183,7 @@ pub fn classify(facts: &Facts<'_>) -> Verdict {
 }
 
 impl Verdict {
-    fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
+    pub(super) fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
         Self {
             state,
             reason: None,
@@ -220,6 +227,11 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         let descriptors = own().count() as u32;
         let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
         let mut verdict = Verdict::new(State::Held, Confidence::Certain, evidence);
+        verdict.acquirer_alive = Some(true);
+        return verdict;
+    }
+    if !zombie && let Some(fact) = places::is_owner(facts, pid) {
+        let mut verdict = Verdict::new(State::Held, Confidence::Certain, vec![fact]);
         verdict.acquirer_alive = Some(true);
         return verdict;
     }
@@ -311,11 +323,22 @@ fn bereft(
     mut evidence: Vec<Evidence>,
     life: Life,
 ) -> Verdict {
-    let mut verdict = if facts.survivors.is_empty() {
+    if facts.survivors.is_empty() {
         evidence.extend(Past::of(facts, acquirer.0).and_then(|past| past.ending()));
+    }
+    let mut verdict = if facts.survivors.is_empty() && !facts.places.is_empty() {
         evidence.push(Evidence::NoReference);
-        if !facts.not_searched.is_empty() {
-            evidence.push(Evidence::NotSearched { places: facts.not_searched });
+        places::verdict(facts, acquirer, evidence, life == Life::Dead)
+    } else if facts.survivors.is_empty() {
+        evidence.push(Evidence::NoReference);
+        if !facts.lock.kind.belongs_to_fd_table() {
+            let Search { searched, gaps } = facts.search;
+            if !searched.is_empty() {
+                evidence.push(Evidence::Searched { places: searched.clone() });
+            }
+            if !gaps.is_empty() {
+                evidence.push(Evidence::NotSearched { places: gaps.clone() });
+            }
         }
         if facts.hidden {
             evidence.push(Evidence::Hidden);

@@ -14,6 +14,7 @@ pub mod id;
 pub mod identity;
 pub mod input;
 pub mod machine;
+mod places;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

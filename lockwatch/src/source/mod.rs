@@ -5,5 +5,6 @@
 //! about the processes that it names; procfs knows of no other source.
 
 pub mod bpf;
+mod octal;
 pub mod procfs;
 pub mod trace;

@@ -58,7 +58,7 @@ impl Ratio {
         match peer {
             Peer::Ran(stats) => Some(Self { value: stats.median / seconds, at_least: false }),
             Peer::Cut(bound) => Some(Self { value: bound / seconds, at_least: true }),
-            Peer::NotStarted | Peer::Failed | Peer::Absent => None,
+            Peer::Failed | Peer::Absent => None,
         }
     }
 

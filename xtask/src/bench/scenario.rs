@@ -18,7 +18,7 @@ use super::measure::{Bounded, Stats, median};
 use crate::progress::Step;
 
 /// An lslocks that takes longer is killed.
-pub(super) const LSLOCKS_BOUND: Duration = Duration::from_secs(60);
+pub(super) const LSLOCKS_BOUND: Duration = Duration::from_secs(90);
 /// One that takes longer than this runs once only.
 const LSLOCKS_SLOW: f64 = 5.0;
 /// How often one that fails is started anew, and after what pause.
@@ -79,8 +79,6 @@ pub(super) enum Peer {
     Ran(Stats),
     /// Killed after so many seconds.
     Cut(f64),
-    /// Not started: fewer locks were too many already.
-    NotStarted,
     /// It gave up, again and again: it does so while any lease break waits on the machine.
     Failed,
     /// Not installed.
@@ -145,20 +143,13 @@ pub(super) struct Bench<'a> {
 impl Bench<'_> {
     /// Every number of locks in every number of processes, fewest locks first.
     pub(super) fn cells(&self) -> Result<Vec<Cell>> {
-        let mut cells: Vec<Cell> = Vec::new();
-        for &locks in self.extent.locks {
-            for &processes in self.extent.processes {
-                let too_many = cells
-                    .iter()
-                    .filter(|cell| cell.processes == processes)
-                    .any(|cell| matches!(cell.lslocks, Peer::Cut(_) | Peer::NotStarted));
-                cells.push(self.cell(locks, processes, too_many)?);
-            }
-        }
-        Ok(cells)
+        let processes = self.extent.processes;
+        let pairs =
+            self.extent.locks.iter().flat_map(|locks| processes.iter().map(move |of| (locks, of)));
+        pairs.map(|(&locks, &processes)| self.cell(locks, processes)).collect()
     }
 
-    fn cell(&self, locks: usize, processes: usize, too_many: bool) -> Result<Cell> {
+    fn cell(&self, locks: usize, processes: usize) -> Result<Cell> {
         let step = Step::start(format!("{locks} locks in {}", in_words(processes)));
         let folder = self.folder.below(&format!("mix-{locks}-{processes}"));
         let work = Work::of_a_cell(locks.div_ceil(processes));
@@ -172,18 +163,15 @@ impl Bench<'_> {
         let mut buffer = contender::large_buffer();
         let read =
             stats((0..self.extent.procfs_runs).map(|_| contender::read_proc_locks(&mut buffer)))?;
-        let lslocks = self.lslocks(too_many)?;
+        let lslocks = self.lslocks()?;
         drop(holders);
         step.done(&format!("bpf {:.0} ms", bpf.seconds.median * 1e3));
         Ok(Cell { locks, processes, bpf, procfs, lslocks, read, others })
     }
 
-    fn lslocks(&self, too_many: bool) -> Result<Peer> {
+    fn lslocks(&self) -> Result<Peer> {
         if !self.lslocks_is_there {
             return Ok(Peer::Absent);
-        }
-        if too_many {
-            return Ok(Peer::NotStarted);
         }
         let mut seconds = Vec::new();
         let mut failures = 0;

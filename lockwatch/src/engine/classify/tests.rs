@@ -54,6 +54,8 @@ struct Case {
     hidden: bool,
     death: Option<Death>,
     overdue: bool,
+    places: Vec<Place>,
+    processes: BTreeMap<Pid, Process>,
 }
 
 impl Case {
@@ -70,6 +72,8 @@ impl Case {
             hidden: false,
             death: None,
             overdue: false,
+            places: Vec::new(),
+            processes: BTreeMap::new(),
         }
     }
 
@@ -91,10 +95,12 @@ impl Case {
             survivors: &survivors,
             death: self.death.as_ref(),
             overdue: self.overdue,
+            places: &self.places.iter().collect::<Vec<_>>(),
+            search: &Search::none("nobody looked"),
+            processes: &self.processes,
             births: &self.births,
             nested: self.nested,
             hidden: self.hidden,
-            not_searched: &[Via::ScmRights],
         })
     }
 
@@ -188,7 +194,8 @@ fn a_lock_without_any_reference_is_unaccounted_and_says_where_nobody_looked() {
     let case = Case::new(None, vec![]);
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Unaccounted), LIKELY));
     let evidence = case.verdict().evidence;
-    assert!(evidence.contains(&Evidence::NotSearched { places: &[Via::ScmRights] }));
+    let gaps = Search::none("nobody looked").gaps;
+    assert!(evidence.contains(&Evidence::NotSearched { places: gaps }));
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Engine {
     pub fn new(settings: Settings) -> Self {
         Self {
             seq: 0,
-            view: Arc::new(View::new(Snapshot::default(), &[], &[])),
+            view: Arc::new(View::new(Snapshot::default(), &[])),
             watched: BTreeMap::new(),
             schedule: Schedule::new(settings.gc_interval),
             reorder: Reorder::default(),
@@ -242,7 +242,7 @@ impl Engine {
         let grace = self.settings.grace;
         self.schedule.read(begun, now);
         let overdue = Some(begun.before(grace));
-        let mut view = View::with_patience(snapshot, &ids, &[], overdue);
+        let mut view = View::with_patience(snapshot, &ids, overdue);
         self.orphans.confirm(&mut view, begun, grace, &mut self.schedule);
         self.view = Arc::new(view);
         let scene = Scene { view: &self.view, watched: &self.watched };

@@ -210,12 +210,12 @@ fn is_counted(group: &Group) -> bool {
 /// Unites what compares as equal. What is gone meanwhile is handed to `gone` and taken out.
 fn settle(
     items: &mut Vec<usize>,
-    mut compare: impl FnMut(usize, usize) -> io::Result<Ordering>,
+    compare: impl Fn(usize, usize) -> io::Result<Ordering> + Sync,
     mut equal: impl FnMut(usize, usize),
     mut gone: impl FnMut(usize),
 ) -> io::Result<()> {
     for attempt in 1.. {
-        match order::pair_up(items, &mut compare, &mut equal) {
+        match order::pair_up(items, &compare, &mut equal) {
             Err(error) if is_gone(&error) && attempt < ATTEMPTS => {}
             result => return result,
         }

@@ -169,6 +169,7 @@ pub(crate) fn verbose() -> Stage {
 }
 
 /// Every story.
+#[expect(dead_code, reason = "the traces of replay are made of these")]
 pub(crate) fn all() -> Vec<(&'static str, Stage)> {
     vec![
         ("orphan", orphan()),
