@@ -12,6 +12,7 @@ use clap_complete::Shell;
 
 use crate::engine::classify::State;
 use crate::look::Choice;
+use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
@@ -42,6 +43,20 @@ enum Verb {
     Check(FileArgs),
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
+    /// Run a recorded trace through the same engine, and write its events
+    #[command(after_help = "\
+Examples:
+  lockwatch replay run.trace
+  lockwatch replay --json run.trace | jq 'select(.kind == \"orphaned\")'
+
+Exit codes: 0 the trace was understood, 2 it was not.")]
+    Replay {
+        /// What `lockwatch daemon --record` wrote; - is stdin
+        trace: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what this kernel and this user can and cannot do, probe by probe
     Doctor {
         /// Write JSON
@@ -169,6 +184,8 @@ pub enum Command {
     Check(OsString, Choice),
     /// `explain`; the last is whether JSON is wanted.
     Explain(OsString, Choice, bool),
+    /// `replay`
+    Replay(Replay),
     /// `doctor`, with or without JSON
     Doctor(bool),
     /// `completions`
@@ -185,6 +202,7 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
+        Verb::Replay { trace, json } => Command::Replay(Replay { trace, json }),
         Verb::Doctor { json } => Command::Doctor(json),
         Verb::Completions { shell } => Command::Completions(shell),
         Verb::Man { folder: Some(folder), .. } => Command::ManPages(folder),

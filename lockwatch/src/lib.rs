@@ -15,6 +15,7 @@ pub mod failure;
 pub mod id_key;
 pub mod look;
 pub mod machine;
+pub mod replay;
 pub mod scan;
 pub mod sink;
 pub mod source;
