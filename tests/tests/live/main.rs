@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
 mod identity;
 mod kernel;
@@ -15,6 +16,7 @@ mod namespaces;
 mod peers;
 mod refused;
 mod rig;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -42,6 +44,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
 ];
 
 fn main() -> ExitCode {
