@@ -1,8 +1,6 @@
 //! What is counted, on each CPU apart.
 
-use lockwatch_common::history::{
-    BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, FL_OFDLCK, KINDS,
-};
+use lockwatch_common::history::{BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, FL_OFDLCK, KINDS};
 
 use crate::tables::COUNTERS;
 

@@ -56,8 +56,7 @@ unsafe fn exits(task: *const u8) {
             member(leader, offset!(task_exit_code))
         };
         let now = now();
-        let process =
-            ProcessKey { start: member(leader, offset!(task_start)), tgid, reserved: 0 };
+        let process = ProcessKey { start: member(leader, offset!(task_start)), tgid, reserved: 0 };
         let ending = Ending { at: now, status, dead: 1 };
         // Two last threads may both be the last one: the first tells.
         match DEAD.insert(process, ending, BPF_NOEXIST) {

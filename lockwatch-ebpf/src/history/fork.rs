@@ -35,8 +35,7 @@ unsafe fn forked(child: *const u8) {
             counters::lost_record();
             return;
         };
-        let header =
-            Header { kind: KIND_REUSED, len: size_of::<ReusedRecord>() as u32, at: now() };
+        let header = Header { kind: KIND_REUSED, len: size_of::<ReusedRecord>() as u32, at: now() };
         let start = member(child, offset!(task_start));
         room.write(ReusedRecord { header, process: ProcessKey { start, tgid, reserved: 0 } });
         room.submit(0);

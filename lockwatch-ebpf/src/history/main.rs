@@ -21,6 +21,6 @@ mod moment;
 mod object;
 mod party;
 mod posix;
-mod taking;
 mod tables;
+mod taking;
 mod waits;

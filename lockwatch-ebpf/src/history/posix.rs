@@ -9,8 +9,8 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
-    CLASS_POSIX, Ending, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey, Owner,
-    Slot,
+    CLASS_POSIX, Ending, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey,
+    Owner, Slot,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 

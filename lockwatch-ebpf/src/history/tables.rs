@@ -18,8 +18,7 @@ pub(crate) static LOCKS: HashMap<Key, Entry> = HashMap::with_max_entries(1024, 0
 #[map]
 pub(crate) static OWNERS: HashMap<OwnerKey, Owner> = HashMap::with_max_entries(1024, 0);
 #[map]
-pub(crate) static OPERATIONS: HashMap<OperationKey, Operation> =
-    HashMap::with_max_entries(1024, 0);
+pub(crate) static OPERATIONS: HashMap<OperationKey, Operation> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static WAITERS: HashMap<u64, Wait> = HashMap::with_max_entries(1024, 0);
 #[map]

@@ -7,8 +7,8 @@ use lockwatch_common::history::{
 use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
-use crate::tables::{DEAD, LOCKS, add, held, slot};
 use crate::moment::Moment;
+use crate::tables::{DEAD, LOCKS, add, held, slot};
 use crate::{attention, counters, moment, party};
 
 /// Now, ns of `CLOCK_BOOTTIME`.

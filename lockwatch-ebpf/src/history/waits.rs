@@ -1,13 +1,11 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
-use lockwatch_common::history::{
-    Ending, Entry, KIND_BLOCKED, KIND_REFUSED, Party, Wait,
-};
+use lockwatch_common::history::{Ending, Entry, KIND_BLOCKED, KIND_REFUSED, Party, Wait};
 
 use crate::attempt::Attempt;
-use crate::taking::now;
-use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
 use crate::moment::Moment;
+use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
+use crate::taking::now;
 use crate::{attention, conflict, counters, moment, party};
 
 /// The attempt waits now, or goes on waiting.

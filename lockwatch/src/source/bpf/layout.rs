@@ -42,8 +42,7 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
     // `timespec64` has its seconds first, then its nanoseconds, 8 bytes each.
     let whole = |path| btf.offset_of("inode", path).map(|at| (at, at + 8));
     let halves = btf.offset_of("inode", "i_mtime_sec").zip(btf.offset_of("inode", "i_mtime_nsec"));
-    let modified =
-        halves.or(whole("__i_mtime")).or(whole("i_mtime")).unwrap_or((ABSENT, ABSENT));
+    let modified = halves.or(whole("__i_mtime")).or(whole("i_mtime")).unwrap_or((ABSENT, ABSENT));
     let offsets = Offsets {
         file_inode: of("file", "f_inode")?,
         file_path: of("file", "f_path")?,

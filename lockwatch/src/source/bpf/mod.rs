@@ -24,7 +24,6 @@ use std::io::{self, Read as _};
 use std::sync::mpsc::sync_channel;
 
 use assemble::Assembler;
-pub(super) use refusal::in_one_line;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
@@ -35,8 +34,9 @@ use lockwatch_common::snapshot::{
     WINDOW_BYTES, WINDOW_MAP,
 };
 use record::{Record, RecordError, Records};
-use seeds::Seeds;
+pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
+use seeds::Seeds;
 pub use unseen::explain;
 use window::MappedWindow;
 

@@ -33,9 +33,8 @@ impl MappedArray {
         let length = (elements as usize * words * 8).next_multiple_of(PAGE);
         let flags = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let at = unsafe {
-            mmap(std::ptr::null_mut(), length, flags, MapFlags::SHARED, map.as_fd(), 0)?
-        };
+        let at =
+            unsafe { mmap(std::ptr::null_mut(), length, flags, MapFlags::SHARED, map.as_fd(), 0)? };
         let words = NonNull::new(at.cast()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { words, length })
     }

@@ -126,10 +126,8 @@ impl Collector {
                 remove_lock(tables, key, entry)?;
             }
         }
-        let held: BTreeSet<OwnerKey> = (present.keys())
-            .filter(|key| key.class == CLASS_POSIX)
-            .map(Key::of_owner)
-            .collect();
+        let held: BTreeSet<OwnerKey> =
+            (present.keys()).filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
         self.owners(tables, &owners, &locks, &held, begun)?;
         self.waits(tables, reading, begun)
     }
@@ -149,9 +147,8 @@ impl Collector {
         }
         for (key, owner) in owners {
             let operations = done.remove(key).unwrap_or_default();
-            let base = locks.iter().filter(|(of, _)| {
-                of.class == CLASS_POSIX && of.of_owner() == *key
-            });
+            let base =
+                locks.iter().filter(|(of, _)| of.class == CLASS_POSIX && of.of_owner() == *key);
             // Nothing of its is there, so nothing that it did before the reading matters.
             let over = if held.contains(key) { owner.cleared_at } else { begun - 1 };
             for (of, entry) in base.clone().filter(|(_, entry)| entry.written_at <= over) {

@@ -107,10 +107,8 @@ pub(super) fn input(bytes: &[u8], told: &mut Told<'_>) -> Result<Input, RecordEr
         }
         KIND_REUSED => {
             let record: ReusedRecord = exact(bytes).ok_or(wrong)?;
-            let process = ProcessId {
-                pid: record.process.tgid,
-                start: StartTime(record.process.start),
-            };
+            let process =
+                ProcessId { pid: record.process.tgid, start: StartTime(record.process.start) };
             Ok(Input::PidReused(PidReused { process, at: BootTime(header.at) }))
         }
         KIND_ENDED | KIND_ACQUIRED | KIND_RELEASED | KIND_REFUSED | KIND_BLOCKED => {
@@ -219,4 +217,3 @@ fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
     let taken = boot_unix.checked_add(record.entry.taken_at)?;
     (taken > stamp.checked_add(LONGEST_TICK)?).then_some(false)
 }
-

@@ -105,7 +105,8 @@ impl Hierarchy {
                 .map(|at| (&line[..at], &line[at + 3..]))?;
             let fields: Vec<&[u8]> = mount.split(|&byte| byte == b' ').collect();
             let is_root = fields.get(3) == Some(&&b"/"[..]);
-            (is_root && kind.starts_with(b"cgroup2 ")).then(|| fields.get(4).map(|at| at.to_vec()))?
+            (is_root && kind.starts_with(b"cgroup2 "))
+                .then(|| fields.get(4).map(|at| at.to_vec()))?
         })?;
         let mount = fs::File::open(std::ffi::OsStr::from_bytes(&point)).ok()?;
         Some(Self { mount: mount.into(), point })

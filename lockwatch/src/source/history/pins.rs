@@ -21,7 +21,7 @@ use super::{Continuity, HistoryError, Options, load};
 /// The folder of the pins, below the one that is configured.
 const FOLDER: &str = "history";
 /// The same while it is being made.
-const DRAFT: &str = "history.new";
+const DRAFT: &str = "history_new";
 
 const MAPS: [&str; 11] = [
     GLOBALS_MAP,
@@ -130,9 +130,8 @@ fn exists(folder: &Path) -> Result<bool, HistoryError> {
 
 fn table(folder: &Path, name: &str) -> Result<MapData, HistoryError> {
     let path = folder.join(name);
-    MapData::from_pin(&path).map_err(|error| {
-        pin("open", &path, crate::source::bpf::in_one_line(&error))
-    })
+    MapData::from_pin(&path)
+        .map_err(|error| pin("open", &path, crate::source::bpf::in_one_line(&error)))
 }
 
 fn globals(folder: &Path, writable: bool) -> Result<MappedArray, HistoryError> {
@@ -194,9 +193,7 @@ fn pinned(options: &Options, folder: &Path) -> Result<(), HistoryError> {
     globals.store(6, options.handoff_window);
     for program in load::PROGRAMS {
         let path = link_path(folder, program);
-        load::attach(&mut object, program)?
-            .pin(&path)
-            .map_err(|error| pin("pin", &path, error))?;
+        load::attach(&mut object, program)?.pin(&path).map_err(|error| pin("pin", &path, error))?;
     }
     Ok(())
 }

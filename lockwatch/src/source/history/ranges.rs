@@ -81,9 +81,7 @@ impl Ranges {
         let fits = if merged {
             let inside = same.iter().all(|piece| within(piece));
             let whole = same.iter().all(|piece| {
-                self.run(piece).is_none_or(|(start, end)| {
-                    start >= step.start && end <= step.end
-                })
+                self.run(piece).is_none_or(|(start, end)| start >= step.start && end <= step.end)
             });
             let replaced = self.pieces.iter().any(|piece| {
                 piece.access != step.access && piece.start >= step.start && piece.end <= step.end
@@ -99,8 +97,11 @@ impl Ranges {
                 piece.by = None;
             }
         }
-        let kept: Vec<Piece> =
-            if merged { same.into_iter().filter(|piece| within(piece)).collect() } else { Vec::new() };
+        let kept: Vec<Piece> = if merged {
+            same.into_iter().filter(|piece| within(piece)).collect()
+        } else {
+            Vec::new()
+        };
         self.cut(step.start, step.end);
         let mut at = step.start;
         let mut fresh = Vec::new();
@@ -135,9 +136,8 @@ impl Ranges {
     fn run(&self, piece: &Piece) -> Option<(i64, i64)> {
         let place = self.pieces.iter().position(|other| other == piece)?;
         let (mut first, mut last) = (place, place);
-        let joined = |a: &Piece, b: &Piece| {
-            a.access == b.access && a.end.checked_add(1) == Some(b.start)
-        };
+        let joined =
+            |a: &Piece, b: &Piece| a.access == b.access && a.end.checked_add(1) == Some(b.start);
         while first > 0 && joined(&self.pieces[first - 1], &self.pieces[first]) {
             first -= 1;
         }
@@ -189,4 +189,3 @@ impl Ranges {
         None
     }
 }
-

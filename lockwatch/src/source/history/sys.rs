@@ -183,9 +183,10 @@ fn batches<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
         let count = (attributes.count as usize).min(at_once);
         let keys = keys.chunks_exact(size_of::<K>()).take(count);
         let values = values.chunks_exact(size_of::<V>());
-        all.extend(keys.zip(values).filter_map(|(key, value)| {
-            Some((wire::read::<K>(key)?, wire::read::<V>(value)?))
-        }));
+        all.extend(
+            keys.zip(values)
+                .filter_map(|(key, value)| Some((wire::read::<K>(key)?, wire::read::<V>(value)?))),
+        );
         if ended {
             return Ok(all);
         }
