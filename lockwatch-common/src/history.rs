@@ -81,8 +81,8 @@ pub struct Globals {
     pub attended_until: u64,
     /// How long attention lasts after an owner's crash, ns. Written by user space alone.
     pub handoff_window: u64,
-    /// 0.
-    pub reserved: u64,
+    /// Number of the event that a daemon told last. Written by user space alone.
+    pub last_seq: u64,
 }
 
 /// A process or thread, as it was when it did something.

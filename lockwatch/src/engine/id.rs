@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
 use super::identity::{Dev, LockKind, Owner, Range, RecordedPid};
@@ -16,7 +17,8 @@ use super::snapshot::Snapshot;
 pub struct IdKey(pub [u8; 16]);
 
 /// The id of one lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LockId {
     /// Device of the file.
     pub dev: Dev,

@@ -8,3 +8,4 @@ pub mod bpf;
 pub mod history;
 mod octal;
 pub mod procfs;
+pub mod trace;

@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
 mod history;
 mod identity;
@@ -20,6 +21,7 @@ mod peers;
 mod refused;
 mod registered;
 mod rig;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -51,6 +53,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),

@@ -24,6 +24,7 @@ const BEGUN: usize = 2;
 const OWNERS: usize = 3;
 const ATTENDED: usize = 4;
 const HANDOFF_WINDOW: usize = 6;
+const LAST_SEQ: usize = 7;
 
 /// Words of a `Held` and of a `Slot`.
 const HELD_WORDS: usize = 2;
@@ -92,6 +93,17 @@ impl Tables {
 
     pub(super) fn set_handoff_window(&self, nanoseconds: u64) {
         self.globals.store(HANDOFF_WINDOW, nanoseconds);
+    }
+
+    /// The number of the event that was told last, by this daemon or one before it; 0 before the
+    /// first.
+    pub fn last_seq(&self) -> u64 {
+        self.globals.load(LAST_SEQ)
+    }
+
+    /// Keeps the number of the event that was told last.
+    pub fn set_last_seq(&self, seq: u64) {
+        self.globals.store(LAST_SEQ, seq);
     }
 
     /// Has attention paid to these files, and for good to no others.
@@ -247,6 +259,11 @@ impl Default for Totals {
 }
 
 impl Totals {
+    /// Everything that was lost: each may be missing from the tables or from the records.
+    pub fn lost(&self) -> u64 {
+        self.lost_records + self.lost_elements
+    }
+
     fn add(&mut self, counters: &Counters) {
         for kind in 0..KINDS {
             self.acquisitions[kind] += counters.acquisitions[kind];
