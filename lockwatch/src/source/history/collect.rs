@@ -115,6 +115,7 @@ impl Collector {
         if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
             return Ok(());
         }
+        tables.forget_attention(bpf::now())?;
         mark(tables, reading)?;
         let present = present(reading);
         let locks = tables.locks()?;
