@@ -157,7 +157,7 @@ fn a_wait_that_is_interrupted_is_forgotten(scene: &mut Scene) -> Result<()> {
     witness.waits_for_waiters(scene, "a", 1)?;
     same!("waiting", witness.waiting(scene)?, 1);
     // The end of a process is seen; a wait that is given up is not.
-    scene.play("start third\nthird: spawn patient flock -w 1 a true")?;
+    scene.play("start third\nthird: spawn patient flock -w 5 a true")?;
     witness.waits_for_waiters(scene, "a", 2)?;
     same!("waiting", witness.waiting(scene)?, 2);
     witness.waits_for_waiters(scene, "a", 1)?;
