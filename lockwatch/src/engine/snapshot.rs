@@ -229,7 +229,8 @@ pub struct Reference {
 }
 
 /// A place where a description lives on, in no fd table.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Place {
     /// The description.
     pub description: Owner,
@@ -240,7 +241,8 @@ pub struct Place {
 }
 
 /// What kind of place it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PlaceKind {
     /// The receive queue of a unix socket.
     Queue {
@@ -248,6 +250,7 @@ pub enum PlaceKind {
         /// because nobody accepted it.
         socket: Option<u64>,
         /// The name that it is bound to; one of the abstract namespace begins with NUL.
+        #[serde(default, with = "bytes::optional")]
         name: Option<Box<[u8]>>,
         /// Sockets and rings around it that are not in an fd table either.
         depth: u32,
@@ -288,7 +291,8 @@ impl Place {
 }
 
 /// A process that has a [`Place`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PlaceOwner {
     /// Its pid.
     pub pid: Pid,
@@ -301,7 +305,8 @@ pub struct PlaceOwner {
 }
 
 /// Where places were looked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Search {
     /// Kinds of places that were searched.
     pub searched: Vec<Via>,

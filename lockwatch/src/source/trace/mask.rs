@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher24;
 
 use crate::engine::identity::Owner;
 use crate::engine::input::{Input, Reading};
-use crate::engine::snapshot::{Lock, Reference, Snapshot, Waiter};
+use crate::engine::snapshot::{Lock, Place, Reference, Snapshot, Waiter};
 
 /// A permutation of 64-bit numbers: different tokens stay different, equal ones equal.
 pub(super) struct Mask {
@@ -57,6 +57,8 @@ impl Mask {
             locks,
             waiters,
             references,
+            places,
+            search,
             processes,
             deaths,
             history,
@@ -70,6 +72,8 @@ impl Mask {
             locks: locks.into_iter().map(|lock| self.lock(lock)).collect(),
             waiters: waiters.into_iter().map(|waiter| self.waiter(waiter)).collect(),
             references: references.into_iter().map(|of| self.reference(of)).collect(),
+            places: places.into_iter().map(|place| self.place(place)).collect(),
+            search,
             processes,
             deaths,
             history,
@@ -107,6 +111,11 @@ impl Mask {
             requester,
             since,
         }
+    }
+
+    fn place(&self, place: Place) -> Place {
+        let Place { description, kind, owners } = place;
+        Place { description: self.owner(description), kind, owners }
     }
 
     fn reference(&self, reference: Reference) -> Reference {
