@@ -18,6 +18,7 @@ mod namespaces;
 mod peers;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
 mod sources;
 mod stories;
@@ -50,6 +51,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("replay", replay::TESTS),
 ];
 
 fn main() -> ExitCode {
