@@ -8,8 +8,10 @@
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod doctor;
 pub mod engine;
+pub mod events;
 pub mod explain;
 pub mod failure;
 pub mod id_key;

@@ -174,7 +174,9 @@ impl StartTime {
 }
 
 /// A moment, in nanoseconds of `CLOCK_BOOTTIME`, which does not stand still in suspend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct BootTime(pub u64);
 
 impl BootTime {

@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
 mod identity;
 mod in_flight;
@@ -20,6 +21,7 @@ mod refused;
 mod registered;
 mod replay;
 mod rig;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -52,6 +54,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
     ("replay", replay::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
 ];
 
 fn main() -> ExitCode {
