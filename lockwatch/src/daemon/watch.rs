@@ -68,6 +68,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
         record,
         readings,
         failures: 0,
+        told_orphans: None,
     };
     let (_, release) = machine::names();
     let started = Started {
@@ -131,6 +132,8 @@ struct Watching {
     readings: Readings,
     /// Readings in a row that failed.
     failures: u32,
+    /// Orphans that the service manager knows of.
+    told_orphans: Option<usize>,
 }
 
 impl Watching {
@@ -200,7 +203,21 @@ impl Watching {
             self.watched.clone_from(&watched);
             self.step(kernel, Input::Watch(watched))?;
         }
-        self.step(kernel, Input::Reading(Box::new(reading)))
+        self.step(kernel, Input::Reading(Box::new(reading)))?;
+        self.tell_manager();
+        Ok(())
+    }
+
+    /// Tells the service manager how many orphans there are, where that has changed.
+    fn tell_manager(&mut self) {
+        let orphans = self.engine.view().orphaned().count();
+        if self.told_orphans.replace(orphans) == Some(orphans) {
+            return;
+        }
+        match orphans {
+            0 => readiness::status("ALL CLEAR"),
+            hot => readiness::status(&format!("HOT {hot}")),
+        }
     }
 }
 
