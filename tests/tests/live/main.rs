@@ -58,6 +58,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("daemon", daemon::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
 ];
 
 fn main() -> ExitCode {
