@@ -15,6 +15,8 @@
 //! lease NAME rd|wr|un
 //! later COMMAND                         ... but this does, in a thread: a lock that may block, or
 //!                                       an `open` that breaks a lease, or a `read`
+//! insist COMMAND                        a lock that is tried again and again, without waiting, in
+//!                                       a thread, until it is there
 //! progress                              `idle`, `running`, `blocked`, `done` or `failed WHY`
 //!
 //! fork NAME [as PID] [files] [pidns] [mounts]
@@ -156,6 +158,7 @@ pub enum Command {
     Close { name: String },
     Lock { name: String, asked: Asked },
     Later(Box<Command>),
+    Insist(Box<Command>),
     Progress,
     Fork { name: String, birth: Birth },
     Thread { name: String, own_files: bool },
@@ -309,6 +312,10 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
                 Command::Later(Box::new(inner))
             }
             _ => return wrong("only a lock, an open or a read can be left for later"),
+        },
+        "insist" => match command(words)? {
+            inner @ Command::Lock { .. } => Command::Insist(Box::new(inner)),
+            _ => return wrong("only a lock can be insisted on"),
         },
         "progress" => Command::Progress,
         "fork" => {

@@ -58,6 +58,24 @@ pub(super) fn take(fd: BorrowedFd<'_>, asked: Asked, patience: Patience) -> Resu
     }
 }
 
+/// Tries again and again until the lock is there.
+pub(super) fn insist(fd: BorrowedFd<'_>, asked: Asked) -> Result<()> {
+    loop {
+        match take(fd, asked, Patience::None) {
+            Err(error) if is_refusal(&error) => {}
+            result => return result,
+        }
+    }
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let errno = cause.downcast_ref::<rustix::io::Errno>();
+        kind == Some(io::ErrorKind::WouldBlock) || errno == Some(&rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
 /// How many locks come and go at once in a churn.
 const CHURNED: u64 = 64;
 

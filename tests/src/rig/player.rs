@@ -81,6 +81,7 @@ impl Player {
                 locking::take(self.descriptors.get(name)?, *asked, Patience::None)?;
             }
             Command::Later(command) => self.later(command)?,
+            Command::Insist(command) => self.insist(command)?,
             Command::Progress => answer = self.progress()?,
             Command::Fork { name, birth } => return self.fork(name, birth),
             Command::Thread { name, own_files } => self.thread(name, *own_files)?,
@@ -182,6 +183,16 @@ impl Player {
             }
             _ => bail!("only a lock, an open or a read can be left for later"),
         });
+        Ok(())
+    }
+
+    fn insist(&mut self, command: &Command) -> Result<()> {
+        ensure!(self.later.is_none(), "there is something left for later already");
+        let Command::Lock { name, asked } = command else {
+            bail!("only a lock can be insisted on");
+        };
+        let (fd, asked) = (self.descriptors.get(name)?, *asked);
+        self.later = Some(Later::start(move || locking::insist(fd, asked).map(|()| None))?);
         Ok(())
     }
 
