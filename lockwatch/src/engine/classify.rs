@@ -3,11 +3,11 @@
 //! Refuses to call a lock orphaned because its acquirer is gone. What decides is how each survivor
 //! came by the description; where that cannot be told the verdict is `unknown`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::births::{self, Order};
 use super::evidence::Evidence;
-use super::identity::{LockKind, Pid, RecordedPid, StartTime};
+use super::identity::{LockKind, Pid, ProcessId, RecordedPid, StartTime};
 use super::places;
 use super::snapshot::{Births, Lock, Place, Process, Search, Via};
 
@@ -151,6 +151,8 @@ pub struct Facts<'a> {
     pub search: &'a Search,
     /// The processes of the snapshot.
     pub processes: &'a BTreeMap<Pid, Process>,
+    /// Processes that are on their way out for longer than the grace period.
+    pub stuck: &'a BTreeSet<ProcessId>,
     /// How births can be ordered.
     pub births: &'a Births,
     /// The reader sees its own pid namespace only.
@@ -233,11 +235,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             let evidence = vec![Evidence::AcquirerZombie { pid }];
             bereft(facts, (pid, process.start), evidence, Life::Dead)
         }
-        Some(process) if process.exiting => {
-            let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
-            verdict.acquirer_alive = Some(true);
-            verdict
-        }
+        Some(process) if process.exiting => exiting(facts, pid, process),
         Some(process) if is_bystander(facts, process) => {
             let evidence = vec![Evidence::PidRecycled { pid }];
             let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
@@ -256,6 +254,25 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
     }
+}
+
+/// A dying process still gives things back, unless it is stuck: then it never will by itself.
+fn exiting(facts: &Facts<'_>, pid: Pid, process: &Process) -> Verdict {
+    let stuck = process.start.is_some_and(|start| facts.stuck.contains(&ProcessId { pid, start }));
+    let mut verdict = if !stuck {
+        unknown(vec![Evidence::AcquirerExiting { pid }])
+    } else if facts.survivors.is_empty() && facts.places.is_empty() {
+        let evidence = vec![Evidence::AcquirerStuck { pid }, Evidence::NoReference];
+        let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+        verdict.confidence = Confidence::Certain;
+        verdict
+    } else {
+        // Whoever else has it decides, as if the acquirer were gone.
+        let evidence = vec![Evidence::AcquirerStuck { pid }];
+        bereft(facts, (pid, process.start), evidence, Life::Dead)
+    };
+    verdict.acquirer_alive = Some(true);
+    verdict
 }
 
 /// True where the process that has the recorded pid cannot well be the acquirer: it refers to

@@ -42,6 +42,11 @@ pub enum Evidence {
         /// The recorded pid.
         pid: Pid,
     },
+    /// The recorded process is on its way out for longer than the grace period.
+    AcquirerStuck {
+        /// The recorded pid.
+        pid: Pid,
+    },
     /// A living process has the recorded pid, but is younger than every holder and no child of one.
     PidRecycled {
         /// The recorded pid.
@@ -128,6 +133,8 @@ pub enum Evidence {
     },
     /// The source could not tell to which description the lock belongs.
     OwnerUnknown,
+    /// Only the second of two readings saw it so.
+    SeenOnce,
     /// Something could not be read, which may hide a holder.
     Hidden,
     /// The holder of a lease was asked to come down.
@@ -237,6 +244,11 @@ impl fmt::Display for Evidence {
             Self::AcquirerExiting { pid } => {
                 write!(f, "the acquirer, pid {pid}, is on its way out")
             }
+            Self::AcquirerStuck { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, is on its way out for longer than the grace period and \
+                 has not given it back"
+            ),
             Self::PidRecycled { pid } => write!(
                 f,
                 "pid {pid} now belongs to another process: it is younger than every holder and \
@@ -305,6 +317,10 @@ impl fmt::Display for Evidence {
             Self::OwnerUnknown => {
                 f.write_str("to which open file description it belongs could not be read")
             }
+            Self::SeenOnce => f.write_str(
+                "only the second of two readings saw it so: it may be gone, or somebody's, in a \
+                 moment",
+            ),
             Self::Hidden => f.write_str("what could not be read may hide a holder (see limits)"),
             Self::LeaseBreaking { to } => {
                 write!(f, "the lease is being broken: its holder was asked for {}", to.name())

@@ -3,7 +3,7 @@
 //! Refuses to conclude anything: what follows from the facts is the engine's work. Whatever a
 //! source could not read is `None` here or an entry of [`Snapshot::limits`], never a default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::identity::{
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub deaths: Vec<Death>,
     /// True where a history of the machine's locks was read with the snapshot.
     pub history: bool,
+    /// Processes that were on their way out already a grace period before this reading.
+    pub stuck: BTreeSet<ProcessId>,
     /// How births can be ordered by pid.
     pub births: Births,
     /// What could not be read.

@@ -165,7 +165,7 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         sentence.push('.');
     }
     told.extend(places(report, lock));
-    if told.is_empty() {
+    if told.is_empty() && lock.verdict.reason != Some(Reason::Exiting) {
         told.push("Nothing was found that refers to it.".into());
     }
     told
@@ -238,6 +238,17 @@ fn release(view: &View, lock: &LockView) -> Option<String> {
             "Do not release it before it is known who holds it: run as root, on the host, or with \
              the daemon's history."
                 .into()
+        }
+        (State::Orphaned, None) if lock.verdict.reason == Some(Reason::Exiting) => {
+            match facts.acquirer {
+                RecordedPid::Local(pid) => format!(
+                    "It ends when {} gets out: look at what it waits for in /proc/{}/stack. Killing \
+                     it again changes nothing.",
+                    labels::process(view, pid),
+                    labels::reader_pid(view, pid)
+                ),
+                _ => "It ends when its acquirer gets out.".into(),
+            }
         }
         (_, None) => match view.places(lock).next() {
             Some(place) => release_place(view, place),

@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod dying;
 mod exit_codes;
 mod identity;
 mod in_flight;
@@ -50,6 +51,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("dying", dying::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -54,6 +54,7 @@ struct Case {
     hidden: bool,
     places: Vec<Place>,
     processes: BTreeMap<Pid, Process>,
+    stuck: BTreeSet<ProcessId>,
 }
 
 impl Case {
@@ -70,6 +71,7 @@ impl Case {
             hidden: false,
             places: Vec::new(),
             processes: BTreeMap::new(),
+            stuck: BTreeSet::new(),
         }
     }
 
@@ -92,6 +94,7 @@ impl Case {
             places: &self.places.iter().collect::<Vec<_>>(),
             search: &Search::none("nobody looked"),
             processes: &self.processes,
+            stuck: &self.stuck,
             births: &self.births,
             nested: self.nested,
             hidden: self.hidden,
@@ -277,4 +280,21 @@ fn a_lease_that_is_being_broken_says_so() {
     case.lock.breaking_to = Some(Access::Read);
     let evidence = case.verdict().evidence;
     assert!(evidence.contains(&Evidence::LeaseBreaking { to: Access::Read }));
+}
+
+#[test]
+fn what_dies_is_waited_for_and_is_an_orphan_once_it_is_stuck() {
+    let dying = Process { exiting: true, ..born(10) };
+    let mut case = Case::new(Some(dying.clone()), vec![]);
+    assert_eq!(case.state(), UNKNOWN);
+    let other = ProcessId { pid: ACQUIRER, start: StartTime(HOUR) };
+    case.stuck.insert(other);
+    assert_eq!(case.state(), UNKNOWN, "another process had the pid");
+    case.stuck.insert(ProcessId { pid: ACQUIRER, start: StartTime(10_000_000_000) });
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));
+    assert_eq!(case.verdict().acquirer_alive, Some(true), "it is still there");
+    // Who had the description before goes on with it.
+    let older = Case::new(Some(dying), vec![(50, born(5))]);
+    let case = Case { stuck: case.stuck, ..older };
+    assert_eq!(case.state(), (State::Shared, None, LIKELY));
 }
