@@ -20,6 +20,7 @@ mod peers;
 mod refused;
 mod registered;
 mod rig;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
@@ -52,6 +53,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
     ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
