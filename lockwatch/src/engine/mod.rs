@@ -6,6 +6,7 @@
 
 pub mod births;
 pub mod classify;
+pub mod container;
 pub mod event;
 pub mod evidence;
 pub mod holders;

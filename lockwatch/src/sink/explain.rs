@@ -54,6 +54,12 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         if let Some(exe) = &process.exe {
             told.push(format!("The acquirer runs {}.", Escaped(exe)));
         }
+        if let RecordedPid::Local(pid) = view.lock(lock).acquirer {
+            let whereabouts = labels::whereabouts(view, pid);
+            if let Some(whereabouts) = whereabouts.strip_prefix(", ") {
+                told.push(format!("The acquirer is {whereabouts}."));
+            }
+        }
         if let Some(cgroup) = &process.cgroup {
             told.push(format!("Its control group is {}.", Escaped(cgroup)));
         }
@@ -144,7 +150,11 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         if let (Some((_, more @ 1..)), Some(sentence)) = (last, told.last_mut()) {
             sentence.push_str(&format!(" (and {more} more descriptors)"));
         }
-        let process = labels::process(view, holder.pid);
+        let mut process = labels::process(view, holder.pid);
+        let whereabouts = labels::whereabouts(view, holder.pid);
+        if !whereabouts.is_empty() {
+            process = format!("{process}{whereabouts},");
+        }
         let since = view
             .process(holder.pid)
             .and_then(|process| process.start)
@@ -177,7 +187,8 @@ fn places(report: &Report<'_>, lock: &LockView) -> Vec<String> {
     let sentence = |place: &Place| {
         let mut text = format!("It is {}", labels::within(place));
         let owner = |owner: &PlaceOwner| {
-            let process = labels::process(view, owner.pid);
+            let mut process = labels::process(view, owner.pid);
+            process.push_str(&labels::whereabouts(view, owner.pid));
             match owner.fd {
                 Some(fd) => format!("{process}, descriptor {fd}"),
                 None => process,

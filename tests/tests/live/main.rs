@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod dying;
 mod exit_codes;
 mod identity;
@@ -52,6 +53,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),
 ];
