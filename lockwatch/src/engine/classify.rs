@@ -218,6 +218,9 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         verdict.acquirer_alive = Some(true);
         return verdict;
     }
+    if let Some(fact) = served(facts, pid) {
+        return Verdict::new(State::Remote, Confidence::Likely, vec![fact]);
+    }
     if facts.lock.owner.is_none() {
         let mut verdict = unknown(vec![Evidence::OwnerUnknown]);
         verdict.acquirer_alive = if facts.nested && facts.acquirer.is_none() {
@@ -254,6 +257,18 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
     }
+}
+
+/// Why a lock that nothing here refers to must be one that a file server took for a client.
+fn served(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
+    if !facts.survivors.is_empty() || !facts.places.is_empty() {
+        return None;
+    }
+    if facts.acquirer.is_some_and(|process| process.kernel_thread) {
+        return Some(Evidence::KernelThread { pid });
+    }
+    let delegated = matches!(facts.lock.kind, LockKind::Deleg | LockKind::Layout);
+    (delegated && facts.acquirer.is_none()).then_some(Evidence::Delegated)
 }
 
 /// A dying process still gives things back, unless it is stuck: then it never will by itself.
@@ -321,7 +336,10 @@ fn bereft(
         if facts.hidden {
             evidence.push(Evidence::Hidden);
         }
-        if life == Life::Dead && !facts.hidden {
+        if facts.lock.kind.belongs_to_fd_table() {
+            evidence.push(Evidence::NoTable);
+            unknown(evidence)
+        } else if life == Life::Dead && !facts.hidden {
             Verdict::orphaned(Reason::Unaccounted, evidence)
         } else {
             unknown(evidence)

@@ -61,6 +61,15 @@ pub enum Evidence {
     AcquirerOutside,
     /// procfs shows every OFD lock without its acquirer.
     AcquirerWithheld,
+    /// The acquirer is a thread of the kernel's own.
+    KernelThread {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// A delegation or layout that nothing here refers to.
+    Delegated,
+    /// A POSIX lock of which no process has the fd table.
+    NoTable,
     /// The recorded pid is negative.
     Remote {
         /// The number that the kernel recorded.
@@ -264,6 +273,20 @@ impl fmt::Display for Evidence {
             Self::AcquirerWithheld => {
                 f.write_str("/proc does not tell who took an OFD lock (it prints pid -1)")
             }
+            Self::KernelThread { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, is a thread of the kernel's, which takes locks for others: \
+                 the clients of a file server"
+            ),
+            Self::Delegated => f.write_str(
+                "delegations and layouts are given to the clients of an NFS server, whose own \
+                 descriptions are in no fd table",
+            ),
+            Self::NoTable => f.write_str(
+                "a process's POSIX locks end with its fd table, and no process has this one's: a \
+                 lock manager in the kernel (an NFS server's) may have taken it for a client, or a \
+                 dying process keeps it",
+            ),
             Self::Remote { recorded } => write!(
                 f,
                 "the kernel recorded {recorded}: a negative pid stands for another machine or a \

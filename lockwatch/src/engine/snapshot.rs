@@ -328,6 +328,9 @@ pub struct Process {
     pub session: Option<Pid>,
     /// True where it has not exec'd since it was forked (`PF_FORKNOEXEC`).
     pub forked_no_exec: Option<bool>,
+    /// True of a thread of the kernel's own (`PF_KTHREAD`): it has no descriptors, and takes locks
+    /// for others.
+    pub kernel_thread: bool,
     /// True where it is on its way out but may still hold what it held (`PF_EXITING`).
     pub exiting: bool,
     /// True where nothing of it is left but its exit status (no live thread).

@@ -243,7 +243,10 @@ fn release(view: &View, lock: &LockView) -> Option<String> {
     let first = view.holders(lock).next().map(|holder| labels::process(view, holder.pid));
     Some(match (lock.verdict.state, first) {
         (State::Remote, _) => {
-            "Only the other side can release it; on an NFS server see /proc/fs/nfsd/clients.".into()
+            "The other side can release it. On the NFS server that gave it, an administrator can, \
+             too: one client's by writing `expire` to its ctl below /proc/fs/nfsd/clients, a whole \
+             file system's by writing its path to /proc/fs/nfsd/unlock_filesystem."
+                .into()
         }
         (State::Unknown, _) => {
             "Do not release it before it is known who holds it: run as root, on the host, or with \

@@ -7,3 +7,4 @@
 pub mod bpf;
 mod octal;
 pub mod procfs;
+pub mod remote;

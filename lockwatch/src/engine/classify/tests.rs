@@ -298,3 +298,28 @@ fn what_dies_is_waited_for_and_is_an_orphan_once_it_is_stuck() {
     let case = Case { stuck: case.stuck, ..older };
     assert_eq!(case.state(), (State::Shared, None, LIKELY));
 }
+
+#[test]
+fn what_a_file_servers_thread_took_is_its_clients() {
+    let server = Process { kernel_thread: true, ..born(10) };
+    let case = Case::new(Some(server.clone()), vec![]);
+    assert_eq!(case.state(), (State::Remote, None, LIKELY));
+    // Where a process has the description, the thread only got the pid of who took it.
+    let case = Case::new(Some(server), vec![(300, born(5))]);
+    assert_eq!(case.state().0, State::Orphaned);
+}
+
+#[test]
+fn a_delegation_that_outlives_the_servers_thread_is_still_a_clients() {
+    let mut case = Case::new(None, vec![]);
+    case.lock = lock(LockKind::Deleg);
+    assert_eq!(case.state(), (State::Remote, None, LIKELY));
+}
+
+#[test]
+fn a_posix_lock_without_an_fd_table_is_nobodys_orphan() {
+    let mut case = Case::new(None, vec![]);
+    case.lock = lock(LockKind::Posix);
+    assert_eq!(case.state(), UNKNOWN);
+    assert!(case.verdict().evidence.contains(&Evidence::NoTable));
+}
