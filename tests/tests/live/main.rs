@@ -6,7 +6,9 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod daemon;
+mod dying;
 mod exit_codes;
 mod history;
 mod identity;
@@ -23,6 +25,7 @@ mod registered;
 mod replay;
 mod rig;
 mod service;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
@@ -60,6 +63,9 @@ const THEMES: &[(&str, &[Test])] = &[
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
