@@ -6,6 +6,7 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
 mod identity;
 mod in_flight;
@@ -19,6 +20,7 @@ mod peers;
 mod refused;
 mod registered;
 mod rig;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -50,6 +52,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
 ];
 
 fn main() -> ExitCode {
