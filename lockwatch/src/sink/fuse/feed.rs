@@ -103,7 +103,10 @@ mod tests {
         let mut feed = Feed::default();
         let (mut slow, mut quick) = (feed.follow(), feed.follow());
         push(&mut feed, BEHIND);
-        assert_eq!(feed.read(&mut quick, usize::MAX).iter().filter(|&&b| b == b'\n').count(), BEHIND);
+        assert_eq!(
+            feed.read(&mut quick, usize::MAX).iter().filter(|&&b| b == b'\n').count(),
+            BEHIND
+        );
         push(&mut feed, 10);
         let text = String::from_utf8(feed.read(&mut slow, usize::MAX)).unwrap();
         let mut lines = text.lines();

@@ -97,9 +97,8 @@ pub(super) fn mount(path: &Path, allow_other: bool) -> Result<(Point, OwnedFd), 
 
 fn options(device: i32, allow_other: bool) -> CString {
     let other = if allow_other { ",allow_other" } else { "" };
-    let text = format!(
-        "fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions{other}"
-    );
+    let text =
+        format!("fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions{other}");
     CString::new(text).unwrap_or_default()
 }
 

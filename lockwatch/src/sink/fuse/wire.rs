@@ -48,23 +48,58 @@ pub(super) struct Request<'a> {
 /// What is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op<'a> {
-    Init { major: u32, minor: u32, max_readahead: u32, flags: u32 },
+    Init {
+        major: u32,
+        minor: u32,
+        max_readahead: u32,
+        flags: u32,
+    },
     Destroy,
     /// Needs no answer.
     Forget,
-    Interrupt { unique: u64 },
-    Lookup { name: &'a [u8] },
-    Getattr { handle: Option<u64> },
-    Setattr { valid: u32 },
-    Open { flags: u32 },
-    Read { handle: u64, offset: u64, size: u32, flags: u32 },
-    Write { handle: u64, bytes: &'a [u8] },
-    Release { handle: u64 },
+    Interrupt {
+        unique: u64,
+    },
+    Lookup {
+        name: &'a [u8],
+    },
+    Getattr {
+        handle: Option<u64>,
+    },
+    Setattr {
+        valid: u32,
+    },
+    Open {
+        flags: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+        flags: u32,
+    },
+    Write {
+        handle: u64,
+        bytes: &'a [u8],
+    },
+    Release {
+        handle: u64,
+    },
     Opendir,
-    Readdir { handle: u64, offset: u64, size: u32 },
-    Releasedir { handle: u64 },
+    Readdir {
+        handle: u64,
+        offset: u64,
+        size: u32,
+    },
+    Releasedir {
+        handle: u64,
+    },
     Statfs,
-    Poll { handle: u64, kernel_handle: u64, wants_notice: bool },
+    Poll {
+        handle: u64,
+        kernel_handle: u64,
+        wants_notice: bool,
+    },
     /// Something that makes, removes or renames.
     Change,
     Other,
@@ -252,15 +287,7 @@ pub(super) fn init_major(unique: u64) -> Vec<u8> {
 /// To `LOOKUP`: the node's number, and for how long the name and the rest may be believed,
 /// nanoseconds (less than a second).
 pub(super) fn entry(unique: u64, node: u64, name_for: u32, attr_for: u32, attr: &Attr) -> Vec<u8> {
-    Answer::new(unique)
-        .u64(node)
-        .u64(0)
-        .u64(0)
-        .u64(0)
-        .u32(name_for)
-        .u32(attr_for)
-        .attr(attr)
-        .end()
+    Answer::new(unique).u64(node).u64(0).u64(0).u64(0).u32(name_for).u32(attr_for).attr(attr).end()
 }
 
 /// To `GETATTR` and `SETATTR`.
@@ -278,8 +305,7 @@ impl Opening {
     /// Each read and write comes here.
     pub(super) const DIRECT: Self = Self(DIRECT_IO | PARALLEL_DIRECT_WRITES);
     /// The same of a file without positions: nobody waits for another's position lock.
-    pub(super) const STREAM: Self =
-        Self(DIRECT_IO | NONSEEKABLE | STREAM | PARALLEL_DIRECT_WRITES);
+    pub(super) const STREAM: Self = Self(DIRECT_IO | NONSEEKABLE | STREAM | PARALLEL_DIRECT_WRITES);
 }
 
 /// To `OPEN` and `OPENDIR`.

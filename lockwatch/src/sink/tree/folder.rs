@@ -186,7 +186,8 @@ impl Folder {
     fn changed(mut self, now: u64) -> Self {
         self.generation += 1;
         self.changed = now;
-        self.contents[Value::Generation.place()] = format!("{}\n", self.generation).into_bytes().into();
+        self.contents[Value::Generation.place()] =
+            format!("{}\n", self.generation).into_bytes().into();
         self
     }
 

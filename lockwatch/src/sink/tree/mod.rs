@@ -296,9 +296,9 @@ impl Tree {
             naming.reserve(&watch.name);
             watched.extend(watch.file);
             let target = Target::Watch(watch.name.clone());
-            let locks = watch.file.map_or_else(Vec::new, |file| {
-                view.on_file(file.dev, file.ino).iter().collect()
-            });
+            let locks = watch
+                .file
+                .map_or_else(Vec::new, |file| view.on_file(file.dev, file.ino).iter().collect());
             subjects.push(Subject {
                 slot: self.slots.get(&target).copied().unwrap_or(0),
                 name: watch.name.clone(),

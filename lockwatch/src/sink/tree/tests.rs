@@ -134,9 +134,9 @@ impl Stage {
 }
 
 fn node(tree: &Tree, path: &str) -> Option<Node> {
-    path.split('/').filter(|part| !part.is_empty()).try_fold(tree.node(ROOT)?, |node, part| {
-        tree.look_up(node.ino, part, true)
-    })
+    path.split('/')
+        .filter(|part| !part.is_empty())
+        .try_fold(tree.node(ROOT)?, |node, part| tree.look_up(node.ino, part, true))
 }
 
 #[track_caller]
