@@ -71,6 +71,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
         readings,
         tree,
         failures: 0,
+        told_orphans: None,
     };
     let (_, release) = machine::names();
     let started = Started {
@@ -140,6 +141,8 @@ struct Watching {
     tree: Tree,
     /// Readings in a row that failed.
     failures: u32,
+    /// Orphans that the service manager knows of.
+    told_orphans: Option<usize>,
 }
 
 impl Watching {
@@ -213,7 +216,20 @@ impl Watching {
         let begun = reading.begun;
         self.step(kernel, Input::Reading(Box::new(reading)))?;
         self.tree.show(self.engine.view(), &self.watched, begun);
+        self.tell_manager();
         Ok(())
+    }
+
+    /// Tells the service manager how many orphans there are, where that has changed.
+    fn tell_manager(&mut self) {
+        let orphans = self.engine.view().orphaned().count();
+        if self.told_orphans.replace(orphans) == Some(orphans) {
+            return;
+        }
+        match orphans {
+            0 => readiness::status("ALL CLEAR"),
+            hot => readiness::status(&format!("HOT {hot}")),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod classification;
 mod columns;
 mod daemon;
 mod exit_codes;
+mod history;
 mod identity;
 mod in_flight;
 mod kernel;
@@ -54,6 +55,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("kernel_held", kernel_held::TESTS),
     ("daemon", daemon::TESTS),
     ("service", service::TESTS),
+    ("history", history::TESTS),
 ];
 
 fn main() -> ExitCode {

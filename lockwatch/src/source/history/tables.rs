@@ -16,7 +16,7 @@ use lockwatch_common::wire;
 use super::HistoryError;
 use super::array::MappedArray;
 use super::sys::{self, Write};
-use crate::engine::identity::BootTime;
+use crate::engine::identity::{BootTime, Pid};
 use crate::engine::input::FileId;
 
 /// Places of the members of `Globals`, in words.
@@ -195,10 +195,12 @@ impl Tables {
         self.globals.add(OWNERS, by);
     }
 
-    /// Locks taken under a pid and not given up, as far as the hint tells.
-    #[cfg(test)]
-    pub(super) fn held_by(&self, tgid: i32) -> i64 {
-        self.held.load((tgid as u32 & self.held_mask) as usize * HELD_WORDS).cast_signed()
+    /// How many locks the table has that a process took.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn taken_by(&self, pid: Pid) -> Result<usize, HistoryError> {
+        Ok(self.locks()?.iter().filter(|(_, entry)| entry.by.tgid == pid).count())
     }
 }
 
