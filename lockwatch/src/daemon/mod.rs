@@ -10,6 +10,7 @@ mod kernel;
 mod log_file;
 mod readiness;
 mod readings;
+mod tree;
 mod watch;
 
 use std::path::PathBuf;

@@ -7,9 +7,11 @@ pub mod columns;
 pub mod escape;
 pub mod events;
 pub mod explain;
+pub mod fuse;
 pub mod json;
 pub mod labels;
 pub mod table;
+pub mod tree;
 
 use clock::Clock;
 
