@@ -7,8 +7,10 @@ pub mod columns;
 pub mod escape;
 pub mod events;
 pub mod explain;
+pub mod http;
 pub mod json;
 pub mod labels;
+pub mod metrics;
 pub mod table;
 
 use clock::Clock;
