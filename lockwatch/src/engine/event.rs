@@ -227,6 +227,25 @@ pub enum Recovery {
     Reclassified,
 }
 
+/// Every name that [`Kind::name`] gives.
+pub const NAMES: [&str; 15] = [
+    "started",
+    "orphaned",
+    "recovered",
+    "crash_handoff",
+    "exit_race",
+    "pid_recycled",
+    "lock_replaced",
+    "refused",
+    "long_wait",
+    "deadlock",
+    "lost",
+    "all_clear",
+    "acquired",
+    "released",
+    "blocked",
+];
+
 impl Kind {
     /// The contract's name.
     pub fn name(&self) -> &'static str {

@@ -21,6 +21,7 @@ mod play;
 pub mod report;
 pub mod runner;
 pub mod scene;
+pub mod scrape;
 mod stage;
 mod table;
 

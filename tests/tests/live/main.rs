@@ -6,7 +6,9 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
+mod history;
 mod identity;
 mod in_flight;
 mod kernel;
@@ -19,6 +21,8 @@ mod peers;
 mod refused;
 mod registered;
 mod rig;
+mod scrapes;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -50,6 +54,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
+    ("service", service::TESTS),
+    ("history", history::TESTS),
 ];
 
 fn main() -> ExitCode {
