@@ -73,6 +73,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order in which reports list them.
+    pub const ALL: [Self; 8] = [
+        Self::Inherited,
+        Self::ScmRights,
+        Self::IoUring,
+        Self::Mmap,
+        Self::Kernel,
+        Self::SharedFiles,
+        Self::Exiting,
+        Self::Unaccounted,
+    ];
+
     /// The name in JSON, columns and metrics.
     pub fn name(self) -> &'static str {
         match self {

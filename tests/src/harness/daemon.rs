@@ -13,7 +13,7 @@ use rustix::mount::MountFlags;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::invocation::{Run, Running};
+use super::invocation::{Invocation, Run, Running};
 use super::scene::{Scene, note};
 use super::{capability, patience};
 
@@ -53,8 +53,11 @@ impl House {
     /// and behind it.
     pub fn configure(&self, more: &str) -> Result<()> {
         let folder = self.folder.display();
-        let text =
-            format!("mount = \"{folder}/tree\"\nstate_dir = \"{folder}/bpf/lockwatch\"\n{more}\n");
+        // A socket of the house's own: several daemons of several tests run at once.
+        let text = format!(
+            "mount = \"{folder}/tree\"\nstate_dir = \"{folder}/bpf/lockwatch\"\n\
+             metrics_listen = \"unix:{folder}/metrics.sock\"\n{more}\n"
+        );
         fs::write(self.path("lockwatch.toml"), text).context("the configuration")
     }
 
@@ -72,10 +75,20 @@ impl House {
 
     /// Starts a daemon.
     pub fn launch(&self, scene: &Scene, args: &[&str]) -> Result<Daemon> {
+        self.launch_with(scene, args, |invocation| invocation)
+    }
+
+    /// Starts a daemon in surroundings of its own.
+    pub fn launch_with(
+        &self,
+        scene: &Scene,
+        args: &[&str],
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
         let (config, log) = (self.config(), self.path("events.jsonl"));
         let log_text = log.display().to_string();
-        let running = scene
-            .lockwatch(&["daemon", "--config", &config, "--log", &log_text])?
+        let daemon = scene.lockwatch(&["daemon", "--config", &config, "--log", &log_text])?;
+        let running = surround(daemon)
             .args(args)
             .env("NOTIFY_SOCKET", self.path("notify"))
             .env("RUST_LOG", "lockwatch=info")

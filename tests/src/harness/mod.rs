@@ -22,6 +22,7 @@ mod play;
 pub mod report;
 pub mod runner;
 pub mod scene;
+pub mod scrape;
 mod stage;
 mod table;
 

@@ -24,6 +24,7 @@ mod refused;
 mod registered;
 mod replay;
 mod rig;
+mod scrapes;
 mod service;
 mod shared_tables;
 mod sources;
@@ -59,6 +60,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("kernel_held", kernel_held::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
