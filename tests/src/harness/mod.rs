@@ -18,6 +18,7 @@ mod options;
 pub mod patience;
 pub mod place;
 mod play;
+pub mod prometheus;
 pub mod report;
 pub mod runner;
 pub mod scene;

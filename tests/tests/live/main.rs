@@ -8,6 +8,7 @@ mod classification;
 mod columns;
 mod daemon;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -56,6 +57,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("kernel_held", kernel_held::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
 ];
