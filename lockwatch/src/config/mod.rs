@@ -68,6 +68,10 @@ pub struct Config {
     pub long_wait: Duration,
     /// Where the tree is mounted. The daemon's socket is beside it, with `.sock` at its end.
     pub mount: PathBuf,
+    /// Whether there must be a tree.
+    pub tree: TreeWanted,
+    /// Whether others than root may come near the tree at all (FUSE's `allow_other`).
+    pub tree_allow_other: bool,
     /// Where the metrics are served.
     pub metrics_listen: Listen,
     /// Where the kernel side is pinned: a folder of a BPF file system.
@@ -76,6 +80,18 @@ pub struct Config {
     pub reclaim: Reclaim,
     /// Which files to watch.
     pub watch: Vec<Watch>,
+}
+
+/// Whether there must be a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TreeWanted {
+    /// Without it the daemon does not start.
+    Required,
+    /// Without it the daemon says so, and goes on.
+    Optional,
+    /// It is not mounted.
+    Off,
 }
 
 /// What to do about orphans.
@@ -158,6 +174,8 @@ impl Default for Config {
             handoff_window: Duration::from_secs(5),
             long_wait: Duration::from_secs(30),
             mount: PathBuf::from("/run/lockwatch"),
+            tree: TreeWanted::Optional,
+            tree_allow_other: true,
             metrics_listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9965))),
             state_dir: PathBuf::from("/sys/fs/bpf/lockwatch"),
             reclaim: Reclaim::default(),

@@ -11,6 +11,7 @@ mod log_file;
 mod readiness;
 mod readings;
 mod scrapes;
+mod tree;
 mod watch;
 
 use std::path::PathBuf;

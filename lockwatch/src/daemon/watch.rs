@@ -22,6 +22,7 @@ use super::kernel::Kernel;
 use super::log_file::LogFile;
 use super::readings::Readings;
 use super::scrapes::{PULSE, Scrapes};
+use super::tree::Tree;
 use super::{nanos, now, readiness};
 use crate::config::Config;
 use crate::engine::input::{Input, Output, Settings, Started, Watched};
@@ -62,6 +63,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
     let paths: Vec<PathBuf> =
         config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
     let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
+    let tree = Tree::grow(config)?;
     let (_, release) = machine::names();
     let scrapes = Scrapes::start(config, release.clone(), now(), kernel.tables())?;
     let mut watching = Watching {
@@ -71,6 +73,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
         log,
         record,
         readings,
+        tree,
         failures: 0,
         told_orphans: None,
         scrapes,
@@ -124,6 +127,11 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
                     readiness::ready("watching");
                 }
             }
+            request = watching.tree.request() => {
+                if let Some(input) = watching.tree.obey(request, now().boot) {
+                    watching.step(&mut kernel, input)?;
+                }
+            }
             () = &mut followers => {}
         }
     }
@@ -139,6 +147,7 @@ struct Watching {
     log: Option<LogFile>,
     record: Option<Recording>,
     readings: Readings,
+    tree: Tree,
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
@@ -157,12 +166,13 @@ impl Watching {
             match output {
                 Output::Event(event) => {
                     kernel.set_last_seq(event.seq);
+                    let mut line = Vec::new();
+                    events::write_json(&mut line, &event)?;
                     self.scrapes.event(&event);
                     if let Some(log) = &mut self.log {
-                        let mut line = Vec::new();
-                        events::write_json(&mut line, &event)?;
                         log.line(&line);
                     }
+                    self.tree.tell(&line);
                     self.hub.tell(&Arc::new(*event));
                 }
                 Output::Read => self.readings.ask(),
@@ -215,7 +225,9 @@ impl Watching {
             self.watched.clone_from(&watched);
             self.step(kernel, Input::Watch(watched))?;
         }
+        let begun = reading.begun;
         self.step(kernel, Input::Reading(Box::new(reading)))?;
+        self.tree.show(self.engine.view(), &self.watched, begun);
         self.scrapes.reading(&self.engine.view(), &self.watched, now());
         self.tell_manager();
         Ok(())

@@ -122,7 +122,8 @@ impl House {
             .env("RUST_LOG", "lockwatch=info")
             .start()?;
         let read = fs::metadata(&log).map_or(0, |meta| meta.len());
-        Ok(Daemon { running, log, read, pending: Vec::new() })
+        let folder = scene.folder().to_owned();
+        Ok(Daemon { running, log, folder, read, pending: Vec::new() })
     }
 
     /// Waits for what the daemon tells its service manager.
@@ -151,6 +152,8 @@ impl House {
 pub struct Daemon {
     running: Running,
     log: PathBuf,
+    /// Where the test's own files are.
+    folder: PathBuf,
     /// Bytes of the log that were read.
     read: u64,
     /// Events that nobody asked for yet.
@@ -189,12 +192,15 @@ impl Daemon {
         }
     }
 
-    /// Fails where there was an event of one of these kinds among those not yet taken.
+    /// Fails where there was an event of one of these kinds about a file of the test, among those
+    /// not yet taken: other work on the machine has no part in it.
     pub fn told_none_of(&mut self, kinds: &[&str]) -> Result<()> {
         self.look()?;
         for event in &self.pending {
             let kind = event["kind"].as_str().unwrap_or_default();
-            ensure!(!kinds.contains(&kind), "there was an event {event}");
+            let path = event["lock"]["file"]["path"].as_str().map(Path::new);
+            let own = path.is_none_or(|path| path.starts_with(&self.folder));
+            ensure!(!own || !kinds.contains(&kind), "there was an event {event}");
         }
         Ok(())
     }

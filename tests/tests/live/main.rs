@@ -6,7 +6,9 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod daemon;
+mod dying;
 mod exit_codes;
 mod fleet;
 mod history;
@@ -21,9 +23,11 @@ mod namespaces;
 mod peers;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
 mod scrapes;
 mod service;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
@@ -55,11 +59,17 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),
     ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
