@@ -10,6 +10,7 @@ mod containers;
 mod daemon;
 mod dying;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -61,6 +62,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
