@@ -25,6 +25,8 @@ mod service;
 mod sources;
 mod stories;
 mod targets;
+mod tree;
+mod tree_shell;
 mod unseen;
 mod verbs;
 mod waits;
@@ -55,6 +57,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("kernel_held", kernel_held::TESTS),
     ("daemon", daemon::TESTS),
     ("service", service::TESTS),
+    ("tree", tree::TESTS),
+    ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
 ];
 
