@@ -6,7 +6,9 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod daemon;
+mod dying;
 mod exit_codes;
 mod history;
 mod identity;
@@ -20,8 +22,11 @@ mod namespaces;
 mod peers;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
+mod scrapes;
 mod service;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
@@ -55,11 +60,18 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
     ("service", service::TESTS),
     ("tree", tree::TESTS),
     ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
