@@ -31,6 +31,8 @@ mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
+mod tree;
+mod tree_shell;
 mod unseen;
 mod verbs;
 mod waits;
@@ -64,6 +66,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("scrapes", scrapes::TESTS),
     ("fleet", fleet::TESTS),
     ("service", service::TESTS),
+    ("tree", tree::TESTS),
+    ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
