@@ -203,8 +203,10 @@ fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
         best = best.min(run.seconds);
     }
     println!("    a walk of {count} locks: {best:.3} s");
-    ensure!(best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
-        "it took {best:.2} s");
+    ensure!(
+        best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
+        "it took {best:.2} s"
+    );
     garden.daemon.stop()?;
     Ok(())
 }
@@ -225,7 +227,11 @@ fn many_readers_and_writers_see_nothing_but_the_contract(scene: &mut Scene) -> R
     let tree = garden.path("");
     let errors = std::sync::Mutex::new(BTreeMap::<String, u64>::new());
     let failed = |what: String| {
-        *errors.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(what).or_default() += 1;
+        *errors
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .entry(what)
+            .or_default() += 1;
     };
     let before = std::sync::OnceLock::new();
     std::thread::scope(|scope| -> Result<()> {
