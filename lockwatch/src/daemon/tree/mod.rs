@@ -57,6 +57,11 @@ impl Tree {
         Ok(Self { keeper, requests, switches, reconciling: Vec::new(), shown: None })
     }
 
+    /// False where there was a tree and somebody has unmounted it.
+    pub(super) fn is_whole(&self) -> bool {
+        self.keeper.as_ref().is_none_or(Keeper::is_served)
+    }
+
     /// Waits for what somebody writes; for ever where there is no tree.
     pub(super) async fn request(&mut self) -> Request {
         match self.requests.recv().await {
