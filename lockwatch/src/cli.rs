@@ -10,8 +10,13 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::daemon::follow::Request;
+use crate::daemon::{Daemon, Task, Watch};
 use crate::engine::classify::State;
+use crate::engine::event;
+use crate::events::Events;
 use crate::look::Choice;
+use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
@@ -25,6 +30,8 @@ Examples:
   lockwatch scan -t aim_lock_config.conf    the locks on files of that name
   lockwatch check /srv/aim/config           free (0), HOT (1), held (3)?
   lockwatch explain /srv/aim/config         the whole story of its locks
+  lockwatch daemon                          watch every lock as it is taken and given up
+  lockwatch events                          what the daemon sees, as it happens
   lockwatch doctor                          what works on this kernel, for this user
 
 Exit codes: 0 nothing found, 1 findings, 2 could not be done, 3 held by right (check).")]
@@ -42,6 +49,24 @@ enum Verb {
     Check(FileArgs),
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
+    /// Watch in real time: who takes each lock, how each owner ends, every race
+    Daemon(DaemonArgs),
+    /// Follow the running daemon's events
+    Events(EventsArgs),
+    /// Run a recorded trace through the same engine, and write its events
+    #[command(after_help = "\
+Examples:
+  lockwatch replay run.trace
+  lockwatch replay --json run.trace | jq 'select(.kind == \"orphaned\")'
+
+Exit codes: 0 the trace was understood, 2 it was not.")]
+    Replay {
+        /// What `lockwatch daemon --record` wrote; - is stdin
+        trace: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what this kernel and this user can and cannot do, probe by probe
     Doctor {
         /// Write JSON
@@ -133,6 +158,73 @@ struct ExplainArgs {
     json: bool,
 }
 
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  lockwatch daemon                          in the foreground; SIGTERM ends it
+  lockwatch daemon --log /var/log/lockwatch.jsonl
+                                            every event a line; SIGHUP opens the file anew
+  lockwatch daemon --check-config           is the configuration sound?
+  lockwatch daemon --detach                 take the kernel side away, too
+
+The kernel goes on recording while no daemon runs: the next one takes over without a gap.
+Exit codes: 0 ended by SIGTERM, 2 could not be done (another daemon runs, say), 130 interrupted.")]
+struct DaemonArgs {
+    /// The configuration [default: /etc/lockwatch/lockwatch.toml, where it is]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Only find out whether the configuration is sound
+    #[arg(long, conflicts_with_all = ["detach", "log", "record", "verbose_events"])]
+    check_config: bool,
+    /// Take what is pinned in the kernel away, and end
+    #[arg(long, conflicts_with_all = ["log", "record", "verbose_events"])]
+    detach: bool,
+    /// Append every event to this file as a JSON line
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Record whatever influences the daemon, for `lockwatch replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// On files that are watched, make events of every acquisition, release and blocked attempt
+    #[arg(long)]
+    verbose_events: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  lockwatch events                          sentences, as it happens
+  lockwatch events --json | jq .            for a program
+  lockwatch events --kind orphaned,deadlock
+  lockwatch events --last 20 --no-follow    what has been, and no more
+
+Exit codes: 0 the daemon has ended, 2 could not be done, 130 interrupted.")]
+struct EventsArgs {
+    /// The daemon's configuration, which says where it listens
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write JSON lines
+    #[arg(long)]
+    json: bool,
+    /// Only events of these kinds
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = parse_kind)]
+    kind: Vec<String>,
+    /// Begin with so many events that have been
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    last: usize,
+    /// End after the events that have been
+    #[arg(long)]
+    no_follow: bool,
+}
+
+fn parse_kind(text: &str) -> Result<String, String> {
+    if event::NAMES.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("known kinds are {}", event::NAMES.join(", ")))
+    }
+}
+
 type ColumnList = std::sync::Arc<Vec<&'static Column>>;
 
 fn parse_columns(text: &str) -> Result<ColumnList, columns::ChoiceError> {
@@ -169,6 +261,12 @@ pub enum Command {
     Check(OsString, Choice),
     /// `explain`; the last is whether JSON is wanted.
     Explain(OsString, Choice, bool),
+    /// `daemon`
+    Daemon(Daemon),
+    /// `events`
+    Events(Events),
+    /// `replay`
+    Replay(Replay),
     /// `doctor`, with or without JSON
     Doctor(bool),
     /// `completions`
@@ -185,6 +283,17 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
+        Verb::Daemon(args) => Command::Daemon(daemon(args)),
+        Verb::Events(args) => Command::Events(Events {
+            config: args.config,
+            request: Request {
+                text: !args.json,
+                last: args.last,
+                kinds: args.kind,
+                end: args.no_follow,
+            },
+        }),
+        Verb::Replay { trace, json } => Command::Replay(Replay { trace, json }),
         Verb::Doctor { json } => Command::Doctor(json),
         Verb::Completions { shell } => Command::Completions(shell),
         Verb::Man { folder: Some(folder), .. } => Command::ManPages(folder),
@@ -209,6 +318,17 @@ fn resolve(args: ScanArgs) -> Scan {
         output,
         watch: args.watch,
     }
+}
+
+fn daemon(args: DaemonArgs) -> Daemon {
+    let task = if args.check_config {
+        Task::CheckConfig
+    } else if args.detach {
+        Task::Detach
+    } else {
+        Task::Watch(Watch { log: args.log, record: args.record, verbose: args.verbose_events })
+    };
+    Daemon { config: args.config, task }
 }
 
 /// Writes completions.

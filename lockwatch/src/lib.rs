@@ -8,13 +8,16 @@
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod doctor;
 pub mod engine;
+pub mod events;
 pub mod explain;
 pub mod failure;
 pub mod id_key;
 pub mod look;
 pub mod machine;
+pub mod replay;
 pub mod scan;
 pub mod sink;
 pub mod source;

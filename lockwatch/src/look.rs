@@ -5,19 +5,22 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::config::Config;
 use crate::engine::classify::{Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::id::{self, LockId};
 use crate::engine::identity::{Dev, ProcessId};
-use crate::engine::snapshot::{Snapshot, Via};
+use crate::engine::snapshot::{Hides, Limit, Snapshot, Via};
 use crate::engine::view::{LockView, View};
 use crate::sink::clock::Clock;
+use crate::source::history::{self, Contents, History, Names};
 use crate::source::{bpf, procfs};
 use crate::{failure, id_key};
 
@@ -47,6 +50,9 @@ pub struct Look {
 /// From a dying process's last sight to calling its lock orphaned: its descriptors may be closed
 /// by a deferred worker.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// The variable that names another folder of pins than the default configuration's.
+pub const STATE_DIR: &str = "LOCKWATCH_STATE_DIR";
 
 /// Looks. `files` are descriptors of what was asked about, opened with `O_PATH`.
 ///
@@ -107,18 +113,46 @@ fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyho
 }
 
 fn by_bpf(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, bpf::BpfError> {
-    let bpf::Reading { mut snapshot, own_files } = bpf::read()?;
-    snapshot.stuck = stuck.clone();
-    let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
+    let mut reading = bpf::read()?;
+    remember(&mut reading);
+    let bpf::Reading { snapshot, own_files, .. } = reading;
+    let mut look = conclude(snapshot, stuck, "bpf", |files_of| own(&own_files, files_of), files);
     // Whoever has nothing unexplained pays nothing for the search.
     let unexplained = look.view.unexplained();
     if !unexplained.is_empty() {
         let mut snapshot = look.view.snapshot;
         bpf::explain(&mut snapshot, &unexplained);
-        look.view = view(snapshot);
+        look.view = view(snapshot, stuck);
         log::debug!("searched for {} descriptions", unexplained.len());
     }
     Ok(look)
+}
+
+/// Adds what the pinned history knows, where there is one.
+fn remember(reading: &mut bpf::Reading) {
+    let folder = state_dir();
+    let joined = History::read_only(&folder).and_then(|tables| {
+        let Some(tables) = tables else { return Ok(()) };
+        let contents = Contents::read(&tables)?;
+        history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
+        log::debug!("joined with the history in {}", folder.display());
+        Ok(())
+    });
+    if let Err(error) = joined {
+        reading.snapshot.limits.push(Limit {
+            what: format!("the daemon's history could not be read: {error}"),
+            hides: Hides::Nothing,
+        });
+    }
+}
+
+/// Where the daemon pins its history: as the environment says, or the default configuration.
+fn state_dir() -> PathBuf {
+    match std::env::var_os(STATE_DIR) {
+        Some(folder) => folder.into(),
+        // One that cannot be read is the daemon's to complain of.
+        None => Config::read(None).unwrap_or_default().state_dir,
+    }
 }
 
 fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64)> {
@@ -127,13 +161,13 @@ fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64
 
 fn by_procfs(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, procfs::ProcfsError> {
     let root = procfs::ProcRoot::live();
-    let mut snapshot = procfs::read(&root, procfs::Options::default())?;
-    snapshot.stuck = stuck.clone();
-    Ok(conclude(snapshot, "procfs", procfs::kernel_identity, files))
+    let snapshot = procfs::read(&root, procfs::Options::default())?;
+    Ok(conclude(snapshot, stuck, "procfs", procfs::kernel_identity, files))
 }
 
 fn conclude(
     snapshot: Snapshot,
+    stuck: &BTreeSet<ProcessId>,
     source: &'static str,
     identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
     files: &[OwnedFd],
@@ -144,12 +178,12 @@ fn conclude(
         snapshot.locks.len(),
         snapshot.references.len()
     );
-    let view = view(snapshot);
+    let view = view(snapshot, stuck);
     log::debug!("concluded");
     Look { files: files.iter().map(identity).collect(), view, source, clock }
 }
 
-fn view(mut snapshot: Snapshot) -> View {
+fn view(mut snapshot: Snapshot, stuck: &BTreeSet<ProcessId>) -> View {
     let key = if snapshot.stable_owners {
         let (key, limit) = id_key::machine_key();
         snapshot.limits.extend(limit);
@@ -160,7 +194,7 @@ fn view(mut snapshot: Snapshot) -> View {
     snapshot.limits.sort();
     snapshot.limits.dedup();
     let ids = id::assign(&snapshot, &key);
-    View::new(snapshot, &ids)
+    View::with_stuck(snapshot, &ids, stuck)
 }
 
 fn now() -> Clock {

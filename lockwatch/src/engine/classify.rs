@@ -9,7 +9,10 @@ use super::births::{self, Order};
 use super::evidence::Evidence;
 use super::identity::{LockKind, Pid, ProcessId, RecordedPid, StartTime};
 use super::places;
-use super::snapshot::{Births, Lock, Place, Process, Search, Via};
+use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
+use history::{Past, Tenant};
+
+pub(super) mod history;
 
 /// What a lock is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -145,6 +148,10 @@ pub struct Facts<'a> {
     pub acquirer: Option<&'a Process>,
     /// Every descriptor and fd table that was found to hold it.
     pub survivors: &'a [Survivor<'a>],
+    /// How the process ended that took it, as far as history knows.
+    pub death: Option<&'a Death>,
+    /// That death lies back longer than the grace period.
+    pub overdue: bool,
     /// Where else its description was found to live on.
     pub places: &'a [&'a Place],
     /// Where such places were looked for.
@@ -204,8 +211,20 @@ fn unknown(evidence: Vec<Evidence>) -> Verdict {
 fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
     let own = || facts.survivors.iter().filter(|survivor| survivor.pid == pid);
     let zombie = facts.acquirer.is_some_and(|process| process.zombie);
+    let past = Past::of(facts, pid);
+    let tenant = match (past, facts.acquirer) {
+        (Some(past), Some(process)) => past.tenant(process),
+        _ => Tenant::Unknown,
+    };
+    // Only history tells a process that is stuck in its exit from a thread that has left.
+    let stuck = facts.overdue
+        && tenant == Tenant::Acquirer
+        && past.is_some_and(|past| past.death.is_some())
+        && facts.acquirer.is_some_and(|process| process.exiting && !process.zombie);
     if let Some(first) = own().min_by_key(|survivor| survivor.fd)
         && !zombie
+        && !stuck
+        && tenant != Tenant::Another
     {
         let descriptors = own().count() as u32;
         let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
@@ -234,12 +253,29 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         return verdict;
     }
     match facts.acquirer {
+        Some(_) if tenant == Tenant::Another => {
+            let evidence = vec![Evidence::PidRecycledProven { pid }];
+            let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
+            verdict.recycled = true;
+            verdict
+        }
+        Some(process) if stuck => {
+            let evidence = vec![Evidence::AcquirerStuck { pid }];
+            if facts.survivors.iter().any(|survivor| survivor.pid != pid) {
+                return bereft(facts, (pid, process.start), evidence, Life::Dead);
+            }
+            let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+            verdict.evidence.extend(past.and_then(|past| past.ending()));
+            verdict.confidence = Confidence::Certain;
+            verdict.acquirer_alive = Some(false);
+            verdict
+        }
         Some(process) if process.zombie => {
             let evidence = vec![Evidence::AcquirerZombie { pid }];
             bereft(facts, (pid, process.start), evidence, Life::Dead)
         }
         Some(process) if process.exiting => exiting(facts, pid, process),
-        Some(process) if is_bystander(facts, process) => {
+        Some(process) if tenant == Tenant::Unknown && is_bystander(facts, process) => {
             let evidence = vec![Evidence::PidRecycled { pid }];
             let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
             verdict.recycled = true;
@@ -252,7 +288,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict.detached = true;
             verdict
         }
-        None if facts.nested => {
+        None if facts.nested && past.is_none_or(|past| past.death.is_none()) => {
             bereft(facts, (pid, None), vec![Evidence::AcquirerOutside], Life::Unknown)
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
@@ -274,19 +310,20 @@ fn served(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
 /// A dying process still gives things back, unless it is stuck: then it never will by itself.
 fn exiting(facts: &Facts<'_>, pid: Pid, process: &Process) -> Verdict {
     let stuck = process.start.is_some_and(|start| facts.stuck.contains(&ProcessId { pid, start }));
-    let mut verdict = if !stuck {
-        unknown(vec![Evidence::AcquirerExiting { pid }])
-    } else if facts.survivors.is_empty() && facts.places.is_empty() {
-        let evidence = vec![Evidence::AcquirerStuck { pid }, Evidence::NoReference];
-        let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
-        verdict.confidence = Confidence::Certain;
-        verdict
-    } else {
+    if !stuck {
+        let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
+        verdict.acquirer_alive = Some(true);
+        return verdict;
+    }
+    let mut evidence = vec![Evidence::AcquirerStuck { pid }];
+    if !facts.survivors.is_empty() || !facts.places.is_empty() {
         // Whoever else has it decides, as if the acquirer were gone.
-        let evidence = vec![Evidence::AcquirerStuck { pid }];
-        bereft(facts, (pid, process.start), evidence, Life::Dead)
-    };
-    verdict.acquirer_alive = Some(true);
+        return bereft(facts, (pid, process.start), evidence, Life::Dead);
+    }
+    evidence.push(Evidence::NoReference);
+    let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+    verdict.confidence = Confidence::Certain;
+    verdict.acquirer_alive = Some(false);
     verdict
 }
 
@@ -319,6 +356,9 @@ fn bereft(
     mut evidence: Vec<Evidence>,
     life: Life,
 ) -> Verdict {
+    if facts.survivors.is_empty() {
+        evidence.extend(Past::of(facts, acquirer.0).and_then(|past| past.ending()));
+    }
     let mut verdict = if facts.survivors.is_empty() && !facts.places.is_empty() {
         evidence.push(Evidence::NoReference);
         places::verdict(facts, acquirer, evidence, life == Life::Dead)
@@ -344,6 +384,8 @@ fn bereft(
         } else {
             unknown(evidence)
         }
+    } else if let Some(past) = Past::of(facts, acquirer.0) {
+        history::by_survivors(facts, past, evidence, life)
     } else {
         by_survivors(facts, acquirer, evidence, life)
     };

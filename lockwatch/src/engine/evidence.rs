@@ -42,14 +42,28 @@ pub enum Evidence {
         /// The recorded pid.
         pid: Pid,
     },
-    /// The recorded process is on its way out for longer than the grace period.
-    AcquirerStuck {
-        /// The recorded pid.
-        pid: Pid,
-    },
     /// A living process has the recorded pid, but is younger than every holder and no child of one.
     PidRecycled {
         /// The recorded pid.
+        pid: Pid,
+    },
+    /// The process that has the recorded pid started at another time than the acquirer.
+    PidRecycledProven {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// How the acquirer ended.
+    AcquirerEnded {
+        /// The acquirer.
+        pid: Pid,
+        /// The code that it exited with.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// The acquirer began to exit longer ago than the grace period, and has not come to the end.
+    AcquirerStuck {
+        /// The acquirer.
         pid: Pid,
     },
     /// The acquirer lives but has no descriptor of the description.
@@ -93,6 +107,26 @@ pub enum Evidence {
         pid: Pid,
         /// How the order is known.
         basis: Basis,
+    },
+    /// A holder was born before the lock was taken.
+    HolderBefore {
+        /// The holder.
+        pid: Pid,
+    },
+    /// A holder was born after the lock was taken.
+    HolderAfter {
+        /// The holder.
+        pid: Pid,
+    },
+    /// When a holder was born was not read, or is too near to the taking of the lock.
+    HolderBirthUnknown {
+        /// The holder.
+        pid: Pid,
+    },
+    /// Whether a holder has exec'd since its fork was not read.
+    HolderExecUnknown {
+        /// The holder.
+        pid: Pid,
     },
     /// Whether a holder is older than the acquirer cannot be told.
     HolderAgeUnknown {
@@ -146,6 +180,8 @@ pub enum Evidence {
     SeenOnce,
     /// Something could not be read, which may hide a holder.
     Hidden,
+    /// It looks orphaned, but was seen so too short a time to call it that.
+    Unconfirmed,
     /// The holder of a lease was asked to come down.
     LeaseBreaking {
         /// To what.
@@ -253,15 +289,28 @@ impl fmt::Display for Evidence {
             Self::AcquirerExiting { pid } => {
                 write!(f, "the acquirer, pid {pid}, is on its way out")
             }
-            Self::AcquirerStuck { pid } => write!(
-                f,
-                "the acquirer, pid {pid}, is on its way out for longer than the grace period and \
-                 has not given it back"
-            ),
             Self::PidRecycled { pid } => write!(
                 f,
                 "pid {pid} now belongs to another process: it is younger than every holder and \
                  no child of one"
+            ),
+            Self::PidRecycledProven { pid } => write!(
+                f,
+                "pid {pid} now belongs to another process: the acquirer started at another time"
+            ),
+            Self::AcquirerEnded { pid, code, signal } => match (signal, code) {
+                (Some(signal), _) => {
+                    write!(f, "the acquirer, pid {pid}, was ended by signal {signal}")
+                }
+                (None, Some(code)) => {
+                    write!(f, "the acquirer, pid {pid}, exited with code {code}")
+                }
+                (None, None) => write!(f, "the acquirer, pid {pid}, ended"),
+            },
+            Self::AcquirerStuck { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, began to exit longer ago than the grace period and has \
+                 not come to the end"
             ),
             Self::AcquirerDetached { pid } => {
                 write!(f, "the acquirer, pid {pid}, lives but has closed it")
@@ -302,6 +351,20 @@ impl fmt::Display for Evidence {
             }
             Self::HolderYounger { pid, basis } => {
                 write!(f, "pid {pid} is younger than the acquirer, {basis}")
+            }
+            Self::HolderBefore { pid } => {
+                write!(f, "pid {pid} was there before the lock was taken")
+            }
+            Self::HolderAfter { pid } => {
+                write!(f, "pid {pid} was born after the lock was taken")
+            }
+            Self::HolderBirthUnknown { pid } => write!(
+                f,
+                "whether pid {pid} was there before the lock was taken cannot be told: its start \
+                 was not read, or is too near to that moment"
+            ),
+            Self::HolderExecUnknown { pid } => {
+                write!(f, "whether pid {pid} has exec'd since it was forked was not read")
             }
             Self::HolderAgeUnknown { pid } => write!(
                 f,
@@ -345,6 +408,9 @@ impl fmt::Display for Evidence {
                  moment",
             ),
             Self::Hidden => f.write_str("what could not be read may hide a holder (see limits)"),
+            Self::Unconfirmed => f.write_str(
+                "it looks orphaned, but not for longer than the grace period by what was read",
+            ),
             Self::LeaseBreaking { to } => {
                 write!(f, "the lease is being broken: its holder was asked for {}", to.name())
             }

@@ -5,6 +5,7 @@
 //! The same inputs give the same outputs, byte for byte.
 
 pub mod births;
+mod bytes;
 pub mod classify;
 pub mod container;
 pub mod event;
@@ -13,6 +14,7 @@ pub mod holders;
 pub mod id;
 pub mod identity;
 pub mod input;
+pub mod machine;
 mod places;
 pub mod snapshot;
 pub mod view;

@@ -2,16 +2,16 @@
 //!
 //! Refuses to format: sinks write it down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::evidence::Evidence;
 use super::holders::Holders;
 use super::id::{self, LockId};
-use super::identity::{Owner, Pid, ProcessId, RecordedPid};
+use super::identity::{BootTime, Dev, Owner, Pid, ProcessId, RecordedPid};
 use super::places::Places;
-use super::snapshot::{File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
+use super::snapshot::{Death, File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -93,11 +93,33 @@ pub struct View {
 impl View {
     /// Concludes. `ids` are those of the snapshot's locks, in their order ([`id::assign`]).
     pub fn new(snapshot: Snapshot, ids: &[LockId]) -> Self {
+        Self::with_patience(snapshot, ids, None)
+    }
+
+    /// As [`Self::new`]; who died at `overdue` or before should long have come to the end of its
+    /// exit.
+    pub fn with_patience(snapshot: Snapshot, ids: &[LockId], overdue: Option<BootTime>) -> Self {
+        Self::conclude(snapshot, ids, overdue, &BTreeSet::new())
+    }
+
+    /// As [`Self::new`]; the processes `stuck` were on their way out already a grace period before.
+    pub fn with_stuck(snapshot: Snapshot, ids: &[LockId], stuck: &BTreeSet<ProcessId>) -> Self {
+        Self::conclude(snapshot, ids, None, stuck)
+    }
+
+    fn conclude(
+        snapshot: Snapshot,
+        ids: &[LockId],
+        overdue: Option<BootTime>,
+        stuck: &BTreeSet<ProcessId>,
+    ) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
         let places = Places::index(&snapshot);
         let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
+        let deaths: BTreeMap<ProcessId, &Death> =
+            snapshot.deaths.iter().map(|death| (death.process, death)).collect();
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
             let (lock, id) = (&snapshot.locks[index as usize], &ids[index as usize]);
@@ -119,14 +141,17 @@ impl View {
                 RecordedPid::Local(pid) => snapshot.processes.get(&pid),
                 _ => None,
             };
+            let death = lock.taken.as_ref().and_then(|taken| deaths.get(&taken.by.id).copied());
             let verdict = classify(&Facts {
                 lock,
                 acquirer,
                 survivors: &survivors,
+                death,
+                overdue: death.zip(overdue).is_some_and(|(death, overdue)| death.at <= overdue),
                 places: &places,
                 search: &snapshot.search,
                 processes: &snapshot.processes,
-                stuck: &snapshot.stuck,
+                stuck,
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,
@@ -157,6 +182,20 @@ impl View {
         };
         let blockers = waits.blockers.into_iter().map(places).collect();
         Self { snapshot, locks, blockers }
+    }
+
+    /// The lock with an id.
+    pub fn find(&self, id: LockId) -> Option<&LockView> {
+        let mut of_file = self.on_file(id.dev, id.ino).iter();
+        of_file.find(|lock| lock.id.key() == id.key())
+    }
+
+    /// The locks on a file.
+    pub fn on_file(&self, dev: Dev, ino: u64) -> &[LockView] {
+        let file = |lock: &LockView| (lock.id.dev, lock.id.ino);
+        let from = self.locks.partition_point(|lock| file(lock) < (dev, ino));
+        let to = self.locks.partition_point(|lock| file(lock) <= (dev, ino));
+        self.locks.get(from..to).unwrap_or_default()
     }
 
     /// The facts of a lock.
@@ -329,7 +368,7 @@ mod tests {
 
     use super::*;
     use crate::engine::id::IdKey;
-    use crate::engine::identity::{Access, Dev, LockKind, Range};
+    use crate::engine::identity::{Access, LockKind, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
     const KEY: IdKey = IdKey([7; 16]);

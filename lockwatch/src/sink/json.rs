@@ -196,7 +196,7 @@ struct Summary {
 }
 
 /// Anything that can be displayed, as a string.
-struct Text<'a, T>(&'a T);
+pub(super) struct Text<'a, T>(pub(super) &'a T);
 
 impl<T: std::fmt::Display> Serialize for Text<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -205,7 +205,7 @@ impl<T: std::fmt::Display> Serialize for Text<'_, T> {
 }
 
 /// Bytes as a string; what is not UTF-8 becomes U+FFFD.
-struct Lossy<'a>(&'a [u8]);
+pub(super) struct Lossy<'a>(pub(super) &'a [u8]);
 
 impl Serialize for Lossy<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

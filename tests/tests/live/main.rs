@@ -7,8 +7,10 @@ mod base64;
 mod classification;
 mod columns;
 mod containers;
+mod daemon;
 mod dying;
 mod exit_codes;
+mod history;
 mod identity;
 mod in_flight;
 mod kernel;
@@ -21,6 +23,7 @@ mod peers;
 mod refused;
 mod registered;
 mod rig;
+mod service;
 mod shared_tables;
 mod sources;
 mod stories;
@@ -56,6 +59,9 @@ const THEMES: &[(&str, &[Test])] = &[
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
+    ("history", history::TESTS),
 ];
 
 fn main() -> ExitCode {

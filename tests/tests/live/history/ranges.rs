@@ -1,0 +1,1 @@
+//! Ranges that the kernel merges, cuts and splits.
