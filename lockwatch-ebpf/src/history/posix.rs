@@ -12,6 +12,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
     CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey, Owner, Slot,
+    slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
@@ -38,6 +39,7 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
             };
             attempt.key.inode = inode;
             attempt.key.owner = owner;
+            attempt.slot = slot_of(inode, owner);
             seen(&attempt, outcome);
         }
     }
@@ -79,7 +81,7 @@ unsafe fn done(attempt: &Attempt) {
             write_down(attempt, owner, now());
             return;
         }
-        let Some(slot) = slot(attempt.key.inode, attempt.key.owner) else { return };
+        let Some(slot) = slot(attempt.slot) else { return };
         let found = LOCKS.get_ptr_mut(attempt.key);
         let known = found.map(|entry| Known {
             same_end: (*entry).end == attempt.end,

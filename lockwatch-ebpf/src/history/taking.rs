@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use lockwatch_common::history::{
-    CLASS_POSIX, Ending, Entry, F_WRLCK, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, MERGED,
+    Ending, Entry, F_WRLCK, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, MERGED,
 };
 use lockwatch_common::snapshot::PF_EXITING;
 
@@ -67,9 +67,7 @@ pub(crate) fn taken(attempt: &Attempt, unknown_since: bool) {
     counters::acquisition(counters::kind(attempt.key.class, attempt.flags));
     if LOCKS.insert(&attempt.key, &*entry, 0).is_err() {
         counters::lost_lock();
-        if attempt.key.class == CLASS_POSIX
-            && let Some(slot) = slot(attempt.key.inode, attempt.key.owner)
-        {
+        if let Some(slot) = slot(attempt.slot) {
             // SAFETY: the map's value.
             unsafe { (*slot).lost_at = now };
         }
@@ -89,9 +87,7 @@ fn count(attempt: &Attempt, tgid: i32, access: u32, by: i64) {
         if let Some(held) = held(tgid) {
             add(&raw mut (*held).locks, by);
         }
-        if attempt.key.class == CLASS_POSIX
-            && let Some(slot) = slot(attempt.key.inode, attempt.key.owner)
-        {
+        if let Some(slot) = slot(attempt.slot) {
             let of = match access {
                 F_WRLCK => &raw mut (*slot).writes,
                 _ => &raw mut (*slot).reads,

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use hashbrown::HashMap; // not iterated
 
 use super::births::{self, Order};
-use super::classify::history::{Birth, Past};
-use super::classify::{Confidence, Facts, Reason, State, Verdict};
+use super::classify::{Birth, Confidence, Facts, Reason, State, Verdict, birth};
 use super::evidence::Evidence;
 use super::identity::{Owner, Pid, StartTime};
 use super::snapshot::{Lock, Place, PlaceKind, PlaceOwner, Snapshot};
@@ -62,13 +61,13 @@ pub(super) fn verdict(
                     evidence.push(Evidence::HolderOpened { pid: owner.pid });
                     return certain(State::Shared, evidence);
                 }
-                Standing::Older(basis) => {
-                    evidence.push(Evidence::HolderOlder { pid: owner.pid, basis });
-                    return Verdict::new(State::Shared, Confidence::Likely, evidence);
-                }
                 Standing::Before => {
                     evidence.push(Evidence::HolderBefore { pid: owner.pid });
                     return certain(State::Shared, evidence);
+                }
+                Standing::Older(basis) => {
+                    evidence.push(Evidence::HolderOlder { pid: owner.pid, basis });
+                    return Verdict::new(State::Shared, Confidence::Likely, evidence);
                 }
                 Standing::Doubtful => doubtful = doubtful.or(Some(owner.pid)),
                 Standing::Without => {}
@@ -106,22 +105,14 @@ pub(super) fn is_owner(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
 enum Standing {
     /// It opened the file itself.
     Opened,
+    /// It had the place before the lock was taken.
+    Before,
     /// It had the place before the acquirer was born.
     Older(births::Basis),
-    /// It had the place before the lock was taken, as history saw it.
-    Before,
     /// Whether it had the description before the lock was taken cannot be told.
     Doubtful,
     /// It came by the place after the lock was taken, or the place gives it nothing.
     Without,
-}
-
-/// The owner's birth, seen from the acquirer's or, where history knows it, from the taking.
-enum Age {
-    Older(births::Basis),
-    Before,
-    After,
-    Unknown,
 }
 
 fn standing(
@@ -130,32 +121,31 @@ fn standing(
     place: &Place,
     owner: &PlaceOwner,
 ) -> Standing {
-    let start = facts.processes.get(&owner.pid).and_then(|process| process.start);
-    let order = || match Past::of(facts, acquirer.0).map(|past| past.birth(start)) {
-        Some(Birth::Before) => Age::Before,
-        Some(Birth::After) => Age::After,
-        Some(Birth::Unknown) => Age::Unknown,
-        None => match births::order(facts.births, acquirer, (owner.pid, start)) {
-            Order::HolderFirst(basis) => Age::Older(basis),
-            Order::AcquirerFirst(_) => Age::After,
-            Order::Unknown => Age::Unknown,
-        },
-    };
+    let process = facts.processes.get(&owner.pid);
+    let start = process.and_then(|process| process.start);
+    let order = || births::order(facts.births, acquirer, (owner.pid, start));
+    let watched = birth(facts, acquirer.0, start);
     match place.kind {
         // Nobody has what is in flight, not even whose socket it is.
         PlaceKind::Queue { .. } | PlaceKind::Kernel { .. } => Standing::Without,
         _ if owner.opener == Some(true) => Standing::Opened,
+        PlaceKind::Mapping { .. } | PlaceKind::Ring { .. } if watched == Some(Birth::After) => {
+            Standing::Without
+        }
+        PlaceKind::Mapping { .. } if watched == Some(Birth::Before) => Standing::Before,
+        PlaceKind::Mapping { .. } | PlaceKind::Ring { .. } if watched.is_some() => {
+            Standing::Doubtful
+        }
         PlaceKind::Mapping { .. } => match order() {
             // A mapping is come by through birth alone, so an older process had it before.
-            Age::Older(basis) => Standing::Older(basis),
-            Age::Before => Standing::Before,
-            Age::After => Standing::Without,
-            Age::Unknown => Standing::Doubtful,
+            Order::HolderFirst(basis) => Standing::Older(basis),
+            Order::AcquirerFirst(_) => Standing::Without,
+            Order::Unknown => Standing::Doubtful,
         },
         // Whoever had the ring too may have put the file there.
         PlaceKind::Ring { .. } => match order() {
-            Age::After => Standing::Without,
-            Age::Older(_) | Age::Before | Age::Unknown => Standing::Doubtful,
+            Order::AcquirerFirst(_) => Standing::Without,
+            Order::HolderFirst(_) | Order::Unknown => Standing::Doubtful,
         },
     }
 }

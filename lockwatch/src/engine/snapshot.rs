@@ -15,7 +15,7 @@ use super::identity::{
 
 /// Everything that one reading found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Snapshot {
     /// Files that carry a lock or a queued request; others refer to them by index.
     pub files: Vec<File>,
@@ -250,6 +250,7 @@ pub enum PlaceKind {
         /// because nobody accepted it.
         socket: Option<u64>,
         /// The name that it is bound to; one of the abstract namespace begins with NUL.
+        #[serde(default, with = "bytes::optional")]
         name: Option<Box<[u8]>>,
         /// Sockets and rings around it that are not in an fd table either.
         depth: u32,
@@ -305,7 +306,7 @@ pub struct PlaceOwner {
 
 /// Where places were looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Search {
     /// Kinds of places that were searched.
     pub searched: Vec<Via>,
@@ -325,7 +326,7 @@ impl Search {
 
 /// A process, as it was when the snapshot was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Process {
     /// Start, with the pid its identity. `None` where it could not be read.
     pub start: Option<StartTime>,
@@ -367,7 +368,7 @@ pub struct Process {
 ///
 /// The kernel gives them out in rising order and begins anew at `pid_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Births {
     /// Tasks created since boot (`processes` in `/proc/stat`).
     pub forks: Option<u64>,

@@ -22,6 +22,7 @@ mod namespaces;
 mod peers;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
 mod service;
 mod shared_tables;
@@ -59,9 +60,12 @@ const THEMES: &[(&str, &[Test])] = &[
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),
+    ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("service", service::TESTS),
     ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -11,7 +11,7 @@ use crate::engine::snapshot::{Death, Process, Taken};
 
 /// What history knows of a lock's acquirer.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Past<'a> {
+pub(super) struct Past<'a> {
     pub(super) taken: &'a Taken,
     pub(super) death: Option<&'a Death>,
 }
@@ -35,7 +35,7 @@ pub(in crate::engine) enum Birth {
 impl<'a> Past<'a> {
     /// The past of `facts.lock`, taken by the process with the recorded `pid`. `None` where nobody
     /// watched, or where history speaks of another taking than the kernel does.
-    pub(in crate::engine) fn of(facts: &Facts<'a>, pid: Pid) -> Option<Self> {
+    pub(super) fn of(facts: &Facts<'a>, pid: Pid) -> Option<Self> {
         let taken = facts.lock.taken.as_ref().filter(|taken| taken.by.id.pid == pid)?;
         let death = facts.death.filter(|death| death.process == taken.by.id);
         Some(Self { taken, death })
@@ -56,8 +56,11 @@ impl<'a> Past<'a> {
         Some(Evidence::AcquirerEnded { pid: process.pid, code, signal })
     }
 
-    /// The birth of a process that began at `start`.
-    pub(in crate::engine) fn birth(&self, start: Option<StartTime>) -> Birth {
+    fn birth(&self, survivor: &Survivor<'_>) -> Birth {
+        self.birth_of(survivor.process.and_then(|process| process.start))
+    }
+
+    fn birth_of(&self, start: Option<StartTime>) -> Birth {
         let Some(start) = start else { return Birth::Unknown };
         let BootTime(taken) = self.taken.at;
         // A start in whole clock ticks may be up to a tick later than it says.
@@ -76,8 +79,14 @@ impl<'a> Past<'a> {
     }
 }
 
-fn born(survivor: &Survivor<'_>) -> Option<StartTime> {
-    survivor.process.and_then(|process| process.start)
+/// When a process with that start was born, seen from the taking of the lock by the process with
+/// the recorded pid. `None` where nobody watched.
+pub(in crate::engine) fn birth(
+    facts: &Facts<'_>,
+    acquirer: Pid,
+    start: Option<StartTime>,
+) -> Option<Birth> {
+    Past::of(facts, acquirer).map(|past| past.birth_of(start))
 }
 
 /// procfs tells clock ticks, the kernel's own tables nanoseconds.
@@ -103,13 +112,13 @@ pub(super) fn by_survivors(
         evidence.push(Evidence::HolderOpened { pid: before.pid });
         return Verdict::new(State::Shared, Confidence::Certain, evidence);
     }
-    if let Some(before) = survivors().find(|survivor| past.birth(born(survivor)) == Birth::Before) {
+    if let Some(before) = survivors().find(|survivor| past.birth(survivor) == Birth::Before) {
         evidence.push(Evidence::HolderBefore { pid: before.pid });
         return Verdict::new(State::Shared, Confidence::Certain, evidence);
     }
     let no_exec = |survivor: &Survivor<'_>| survivor.process.and_then(|of| of.forked_no_exec);
     let is_forked = |survivor: &&Survivor<'_>| no_exec(survivor) == Some(true);
-    let is_later = |survivor: &&Survivor<'_>| past.birth(born(survivor)) == Birth::After;
+    let is_later = |survivor: &&Survivor<'_>| past.birth(survivor) == Birth::After;
     let posix = facts.lock.kind == LockKind::Posix;
     let clean = past.death.map(Death::is_clean);
     // Of a POSIX lock nothing is inherited by a fork that does not share the whole fd table, so

@@ -195,6 +195,14 @@ impl Tables {
         self.globals.add(OWNERS, by);
     }
 
+    /// How many threads wait for a lock, as far as the table knows.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn waiting(&self) -> Result<usize, HistoryError> {
+        Ok(self.waiters()?.len())
+    }
+
     /// How many locks the table has that a process took.
     ///
     /// # Errors
