@@ -30,6 +30,7 @@ mod sources;
 mod stories;
 mod targets;
 mod unseen;
+mod unseen_table;
 mod verbs;
 mod waits;
 
@@ -57,6 +58,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("unseen_table", unseen_table::TESTS),
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),
