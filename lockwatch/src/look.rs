@@ -105,7 +105,7 @@ fn still_there(
 ) -> Result<Look, bpf::BpfError> {
     let mut snapshot = look.view.snapshot;
     bpf::again(&mut snapshot, hunt)?;
-    let mut view = view(snapshot, &BTreeSet::new());
+    let mut view = view(snapshot);
     for place in 0..view.locks.len() {
         let lock = &view.locks[place];
         let gone = is_fleeting(&view, lock) && view.places(lock).len() == 0;
@@ -165,14 +165,15 @@ fn by_bpf(
 ) -> Result<Look, bpf::BpfError> {
     let mut reading = bpf::read()?;
     remember(&mut reading);
-    let bpf::Reading { snapshot, own_files, .. } = reading;
-    let mut look = conclude(snapshot, stuck, "bpf", |files_of| own(&own_files, files_of), files);
+    let bpf::Reading { mut snapshot, own_files, .. } = reading;
+    snapshot.stuck = stuck.clone();
+    let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
     // Whoever has nothing unexplained pays nothing for the search.
     let unexplained = look.view.unexplained();
     if !unexplained.is_empty() {
         let mut snapshot = look.view.snapshot;
         *hunt = bpf::explain(&mut snapshot, &unexplained);
-        look.view = view(snapshot, stuck);
+        look.view = view(snapshot);
         log::debug!("searched for {} descriptions", unexplained.len());
     }
     Ok(look)
@@ -211,13 +212,13 @@ fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64
 
 fn by_procfs(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, procfs::ProcfsError> {
     let root = procfs::ProcRoot::live();
-    let snapshot = procfs::read(&root, procfs::Options::default())?;
-    Ok(conclude(snapshot, stuck, "procfs", procfs::kernel_identity, files))
+    let mut snapshot = procfs::read(&root, procfs::Options::default())?;
+    snapshot.stuck = stuck.clone();
+    Ok(conclude(snapshot, "procfs", procfs::kernel_identity, files))
 }
 
 fn conclude(
     snapshot: Snapshot,
-    stuck: &BTreeSet<ProcessId>,
     source: &'static str,
     identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
     files: &[OwnedFd],
@@ -228,12 +229,12 @@ fn conclude(
         snapshot.locks.len(),
         snapshot.references.len()
     );
-    let view = view(snapshot, stuck);
+    let view = view(snapshot);
     log::debug!("concluded");
     Look { files: files.iter().map(identity).collect(), view, source, clock }
 }
 
-fn view(mut snapshot: Snapshot, stuck: &BTreeSet<ProcessId>) -> View {
+fn view(mut snapshot: Snapshot) -> View {
     let key = if snapshot.stable_owners {
         let (key, limit) = id_key::machine_key();
         snapshot.limits.extend(limit);
@@ -244,7 +245,7 @@ fn view(mut snapshot: Snapshot, stuck: &BTreeSet<ProcessId>) -> View {
     snapshot.limits.sort();
     snapshot.limits.dedup();
     let ids = id::assign(&snapshot, &key);
-    View::with_stuck(snapshot, &ids, stuck)
+    View::new(snapshot, &ids)
 }
 
 fn now() -> Clock {

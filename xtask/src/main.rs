@@ -11,6 +11,8 @@ mod check;
 mod ci;
 mod cli;
 mod command;
+mod deploy;
+mod dist;
 mod interrupt;
 mod privilege;
 mod progress;

@@ -73,6 +73,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order in which reports list them.
+    pub const ALL: [Self; 8] = [
+        Self::Inherited,
+        Self::ScmRights,
+        Self::IoUring,
+        Self::Mmap,
+        Self::Kernel,
+        Self::SharedFiles,
+        Self::Exiting,
+        Self::Unaccounted,
+    ];
+
     /// The name in JSON, columns and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -219,10 +231,17 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         _ => Tenant::Unknown,
     };
     // Only history tells a process that is stuck in its exit from a thread that has left.
-    let stuck = facts.overdue
+    // Only history tells a process that is stuck in its exit from a thread that has left; without
+    // it the process must have been seen so twice.
+    let overdue = facts.overdue
         && tenant == Tenant::Acquirer
-        && past.is_some_and(|past| past.death.is_some())
-        && facts.acquirer.is_some_and(|process| process.exiting && !process.zombie);
+        && past.is_some_and(|past| past.death.is_some());
+    let seen_stuck = |process: &Process| {
+        process.start.is_some_and(|start| facts.stuck.contains(&ProcessId { pid, start }))
+    };
+    let stuck = facts.acquirer.is_some_and(|process| {
+        process.exiting && !process.zombie && (overdue || seen_stuck(process))
+    });
     if let Some(first) = own().min_by_key(|survivor| survivor.fd)
         && !zombie
         && !stuck
@@ -266,21 +285,35 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict
         }
         Some(process) if stuck => {
-            let evidence = vec![Evidence::AcquirerStuck { pid }];
-            if facts.survivors.iter().any(|survivor| survivor.pid != pid) {
-                return bereft(facts, (pid, process.start), evidence, Life::Dead);
-            }
-            let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
-            verdict.evidence.extend(past.and_then(|past| past.ending()));
-            verdict.confidence = Confidence::Certain;
-            verdict.acquirer_alive = Some(false);
+            let mut evidence = vec![Evidence::AcquirerStuck { pid }];
+            let others = facts.survivors.iter().any(|survivor| survivor.pid != pid);
+            let elsewhere = |place: &&Place| {
+                place.owners.is_empty() || place.owners.iter().any(|owner| owner.pid != pid)
+            };
+            let mut verdict = if others || facts.places.iter().any(elsewhere) {
+                // Whoever else has it decides, as if the acquirer were gone.
+                bereft(facts, (pid, process.start), evidence, Life::Dead)
+            } else {
+                if facts.survivors.is_empty() {
+                    evidence.push(Evidence::NoReference);
+                }
+                evidence.extend(past.and_then(|past| past.ending()));
+                let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+                verdict.confidence = Confidence::Certain;
+                verdict
+            };
+            verdict.acquirer_alive = Some(true);
             verdict
         }
         Some(process) if process.zombie => {
             let evidence = vec![Evidence::AcquirerZombie { pid }];
             bereft(facts, (pid, process.start), evidence, Life::Dead)
         }
-        Some(process) if process.exiting => exiting(facts, pid, process),
+        Some(process) if process.exiting => {
+            let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
+            verdict.acquirer_alive = Some(true);
+            verdict
+        }
         Some(process) if tenant == Tenant::Unknown && is_bystander(facts, process) => {
             let evidence = vec![Evidence::PidRecycled { pid }];
             let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
@@ -311,26 +344,6 @@ fn served(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
     }
     let delegated = matches!(facts.lock.kind, LockKind::Deleg | LockKind::Layout);
     (delegated && facts.acquirer.is_none()).then_some(Evidence::Delegated)
-}
-
-/// A dying process still gives things back, unless it is stuck: then it never will by itself.
-fn exiting(facts: &Facts<'_>, pid: Pid, process: &Process) -> Verdict {
-    let stuck = process.start.is_some_and(|start| facts.stuck.contains(&ProcessId { pid, start }));
-    if !stuck {
-        let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
-        verdict.acquirer_alive = Some(true);
-        return verdict;
-    }
-    let mut evidence = vec![Evidence::AcquirerStuck { pid }];
-    if !facts.survivors.is_empty() || !facts.places.is_empty() {
-        // Whoever else has it decides, as if the acquirer were gone.
-        return bereft(facts, (pid, process.start), evidence, Life::Dead);
-    }
-    evidence.push(Evidence::NoReference);
-    let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
-    verdict.confidence = Confidence::Certain;
-    verdict.acquirer_alive = Some(false);
-    verdict
 }
 
 /// True where the process that has the recorded pid cannot well be the acquirer: it refers to

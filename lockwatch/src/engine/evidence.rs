@@ -42,6 +42,11 @@ pub enum Evidence {
         /// The recorded pid.
         pid: Pid,
     },
+    /// The recorded process is on its way out for longer than the grace period.
+    AcquirerStuck {
+        /// The recorded pid.
+        pid: Pid,
+    },
     /// A living process has the recorded pid, but is younger than every holder and no child of one.
     PidRecycled {
         /// The recorded pid.
@@ -60,11 +65,6 @@ pub enum Evidence {
         code: Option<i32>,
         /// The signal that ended it.
         signal: Option<i32>,
-    },
-    /// The acquirer began to exit longer ago than the grace period, and has not come to the end.
-    AcquirerStuck {
-        /// The acquirer.
-        pid: Pid,
     },
     /// The acquirer lives but has no descriptor of the description.
     AcquirerDetached {
@@ -155,7 +155,7 @@ pub enum Evidence {
     /// Where the description lives on without a descriptor.
     Kept {
         /// What kind of place.
-        kind: PlaceKind,
+        kind: Box<PlaceKind>,
         /// Who has the place.
         owners: Vec<PlaceOwner>,
     },
@@ -192,7 +192,7 @@ pub enum Evidence {
 impl Evidence {
     /// What is known of a place.
     pub(super) fn kept(place: &Place) -> Self {
-        Self::Kept { kind: place.kind.clone(), owners: place.owners.clone() }
+        Self::Kept { kind: Box::new(place.kind.clone()), owners: place.owners.clone() }
     }
 }
 
@@ -289,6 +289,11 @@ impl fmt::Display for Evidence {
             Self::AcquirerExiting { pid } => {
                 write!(f, "the acquirer, pid {pid}, is on its way out")
             }
+            Self::AcquirerStuck { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, is on its way out for longer than the grace period and \
+                 has not given it back"
+            ),
             Self::PidRecycled { pid } => write!(
                 f,
                 "pid {pid} now belongs to another process: it is younger than every holder and \
@@ -307,11 +312,6 @@ impl fmt::Display for Evidence {
                 }
                 (None, None) => write!(f, "the acquirer, pid {pid}, ended"),
             },
-            Self::AcquirerStuck { pid } => write!(
-                f,
-                "the acquirer, pid {pid}, began to exit longer ago than the grace period and has \
-                 not come to the end"
-            ),
             Self::AcquirerDetached { pid } => {
                 write!(f, "the acquirer, pid {pid}, lives but has closed it")
             }

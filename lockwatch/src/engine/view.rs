@@ -2,7 +2,7 @@
 //!
 //! Refuses to format: sinks write it down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::classify::{Facts, State, Survivor, Verdict, classify};
@@ -99,20 +99,6 @@ impl View {
     /// As [`Self::new`]; who died at `overdue` or before should long have come to the end of its
     /// exit.
     pub fn with_patience(snapshot: Snapshot, ids: &[LockId], overdue: Option<BootTime>) -> Self {
-        Self::conclude(snapshot, ids, overdue, &BTreeSet::new())
-    }
-
-    /// As [`Self::new`]; the processes `stuck` were on their way out already a grace period before.
-    pub fn with_stuck(snapshot: Snapshot, ids: &[LockId], stuck: &BTreeSet<ProcessId>) -> Self {
-        Self::conclude(snapshot, ids, None, stuck)
-    }
-
-    fn conclude(
-        snapshot: Snapshot,
-        ids: &[LockId],
-        overdue: Option<BootTime>,
-        stuck: &BTreeSet<ProcessId>,
-    ) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
@@ -151,7 +137,7 @@ impl View {
                 places: &places,
                 search: &snapshot.search,
                 processes: &snapshot.processes,
-                stuck,
+                stuck: &snapshot.stuck,
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,

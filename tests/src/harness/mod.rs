@@ -19,9 +19,11 @@ mod options;
 pub mod patience;
 pub mod place;
 mod play;
+pub mod prometheus;
 pub mod report;
 pub mod runner;
 pub mod scene;
+pub mod scrape;
 mod stage;
 mod table;
 

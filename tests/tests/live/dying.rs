@@ -38,7 +38,7 @@ fn a_process_that_is_stuck_in_exit_keeps_its_lock_as_an_orphan(scene: &mut Scene
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/exiting")?;
     same!("confidence", lock.confidence, "certain");
-    lock.rests_on("began to exit longer ago than the grace period")?;
+    lock.rests_on("is on its way out for longer than the grace period")?;
     same!("acquirer", lock.acquirer()?.pid, Some(scene.pid("owner")?));
     Ok(())
 }

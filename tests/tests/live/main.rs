@@ -10,6 +10,7 @@ mod containers;
 mod daemon;
 mod dying;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -24,11 +25,14 @@ mod refused;
 mod registered;
 mod replay;
 mod rig;
+mod scrapes;
 mod service;
 mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
+mod tree;
+mod tree_shell;
 mod unseen;
 mod unseen_table;
 mod verbs;
@@ -59,15 +63,19 @@ const THEMES: &[(&str, &[Test])] = &[
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
     ("unseen_table", unseen_table::TESTS),
-    ("containers", containers::TESTS),
-    ("dying", dying::TESTS),
-    ("shared_tables", shared_tables::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
+    ("tree", tree::TESTS),
+    ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
