@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{command, test, workspace};
+use crate::{command, workspace};
 
 const BEGIN: &str = "<!-- table: begin (written by `cargo xtask unseen`) -->";
 const END: &str = "<!-- table: end -->";
