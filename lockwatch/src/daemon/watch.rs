@@ -22,7 +22,7 @@ use super::kernel::Kernel;
 use super::log_file::LogFile;
 use super::readings::Readings;
 use super::scrapes::{PULSE, Scrapes};
-use super::tree::Tree;
+use super::tree::{Tree, Wanted};
 use super::{nanos, now, readiness};
 use crate::config::Config;
 use crate::engine::input::{Input, Output, Settings, Started, Watched};
@@ -114,6 +114,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
             _ = pulse.tick() => watching.step(&mut kernel, Input::Tick)?,
             drained = kernel.records() => {
                 for input in drained.context("daemon: reading the kernel's records")? {
+                    watching.tree.hear(&input);
                     watching.step(&mut kernel, input)?;
                 }
             }
@@ -127,11 +128,14 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
                     readiness::ready("watching");
                 }
             }
-            request = watching.tree.request() => {
-                if let Some(input) = watching.tree.obey(request, now().boot) {
-                    watching.step(&mut kernel, input)?;
+            wanted = watching.tree.next() => match wanted {
+                Wanted::Reading => watching.readings.ask(),
+                Wanted::Written(request) => {
+                    if let Some(input) = watching.tree.obey(request, now().boot) {
+                        watching.step(&mut kernel, input)?;
+                    }
                 }
-            }
+            },
             () = &mut followers => {}
         }
     }

@@ -7,6 +7,7 @@ mod keeper;
 mod places;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -29,6 +30,22 @@ pub(super) struct Tree {
     /// Who waits for a reading that is begun at that moment or later.
     reconciling: Vec<(BootTime, Reply)>,
     shown: Option<(Arc<View>, Arc<[Watched]>)>,
+    /// When it was shown last.
+    shown_at: Instant,
+    /// Whether something has happened since to a file that matters.
+    is_behind: bool,
+}
+
+/// The tree shows what happens to a watched file this much later at the latest; the rest it shows
+/// when the engine has it read. No more readings than this would ask for are taken for its sake.
+const BEHIND_AT_MOST: Duration = Duration::from_millis(100);
+
+/// What the tree wants.
+pub(super) enum Wanted {
+    /// Somebody has written.
+    Written(Request),
+    /// A reading.
+    Reading,
 }
 
 impl Tree {
@@ -54,14 +71,36 @@ impl Tree {
         let gc_interval_ms = u64::try_from(config.gc_interval.as_millis()).unwrap_or(u64::MAX);
         let reclaim_enabled = config.reclaim.mode == Mode::Reclaim;
         let switches = Switches { gc_interval_ms, reclaim_enabled };
-        Ok(Self { keeper, requests, switches, reconciling: Vec::new(), shown: None })
+        Ok(Self {
+            keeper,
+            requests,
+            switches,
+            reconciling: Vec::new(),
+            shown: None,
+            shown_at: Instant::now(),
+            is_behind: false,
+        })
     }
 
-    /// Waits for what somebody writes; for ever where there is no tree.
-    pub(super) async fn request(&mut self) -> Request {
-        match self.requests.recv().await {
-            Some(request) => request,
-            None => std::future::pending().await,
+    /// Hears what the kernel told.
+    pub(super) fn hear(&mut self, input: &Input) {
+        self.is_behind |=
+            matches!(input, Input::Acquired(_) | Input::Released(_) | Input::Ended(_));
+    }
+
+    /// Waits for what somebody writes, and until a reading should be taken for the tree's sake; for
+    /// ever where there is no tree.
+    pub(super) async fn next(&mut self) -> Wanted {
+        let is_due = self.is_behind && self.keeper.is_some();
+        tokio::select! {
+            request = self.requests.recv() => match request {
+                Some(request) => Wanted::Written(request),
+                None => std::future::pending().await,
+            },
+            () = tokio::time::sleep_until((self.shown_at + BEHIND_AT_MOST).into()), if is_due => {
+                self.is_behind = false;
+                Wanted::Reading
+            }
         }
     }
 
@@ -94,6 +133,7 @@ impl Tree {
     /// Shows what follows from a reading that was begun at `begun`.
     pub(super) fn show(&mut self, view: Arc<View>, watched: &[Watched], begun: BootTime) {
         self.shown = Some((view, watched.into()));
+        self.shown_at = Instant::now();
         self.show_again();
         let waiting = std::mem::take(&mut self.reconciling);
         for (asked, reply) in waiting {
