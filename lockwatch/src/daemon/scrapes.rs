@@ -79,10 +79,14 @@ impl Scrapes {
         self.board.beat(now.unix);
     }
 
-    /// The first reading is done and every entrance is open.
+    /// The first reading is done.
     pub(super) fn ready(&self) {
         self.board.swept();
-        self.board.mounted(true);
+    }
+
+    /// Whether the tree is there, as far as there is to be one.
+    pub(super) fn mounted(&self, is_mounted: bool) {
+        self.board.mounted(is_mounted);
     }
 }
 

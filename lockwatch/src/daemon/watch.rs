@@ -232,6 +232,7 @@ impl Watching {
         let begun = reading.begun;
         self.step(kernel, Input::Reading(Box::new(reading)))?;
         self.tree.show(self.engine.view(), &self.watched, begun);
+        self.scrapes.mounted(self.tree.is_whole());
         self.scrapes.reading(&self.engine.view(), &self.watched, now());
         self.tell_manager();
         Ok(())

@@ -155,7 +155,7 @@ pub enum Evidence {
     /// Where the description lives on without a descriptor.
     Kept {
         /// What kind of place.
-        kind: PlaceKind,
+        kind: Box<PlaceKind>,
         /// Who has the place.
         owners: Vec<PlaceOwner>,
     },
@@ -192,7 +192,7 @@ pub enum Evidence {
 impl Evidence {
     /// What is known of a place.
     pub(super) fn kept(place: &Place) -> Self {
-        Self::Kept { kind: place.kind.clone(), owners: place.owners.clone() }
+        Self::Kept { kind: Box::new(place.kind.clone()), owners: place.owners.clone() }
     }
 }
 

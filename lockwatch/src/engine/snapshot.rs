@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -105,8 +106,8 @@ pub struct Lock {
 pub struct Taken {
     /// When. Of a range that the kernel merged: when the oldest of its bytes was taken.
     pub at: BootTime,
-    /// By whom.
-    pub by: Remembered,
+    /// By whom; shared by the locks of one process, of which there may be many.
+    pub by: Arc<Remembered>,
 }
 
 /// A process, as it was at one moment that history saw.

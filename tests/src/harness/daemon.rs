@@ -85,8 +85,36 @@ impl House {
         args: &[&str],
         surround: impl FnOnce(Invocation) -> Invocation,
     ) -> Result<Daemon> {
-        let (config, log) = (self.config(), self.path("events.jsonl"));
-        let log_text = log.display().to_string();
+        self.launch_from(scene, &self.path("lockwatch.toml"), args, surround)
+    }
+
+    /// Starts a daemon of another configuration, in surroundings of its own, and waits until it is
+    /// ready. Its events are in a file beside the configuration.
+    pub fn start_from(
+        &self,
+        scene: &Scene,
+        config: &Path,
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
+        let daemon = self.launch_from(scene, config, &[], surround)?;
+        self.wait_for_manager("READY=1")?;
+        Ok(daemon)
+    }
+
+    fn launch_from(
+        &self,
+        scene: &Scene,
+        config: &Path,
+        args: &[&str],
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
+        let log = match config.file_stem() {
+            Some(stem) if stem != "lockwatch" => {
+                config.with_file_name(stem).with_extension("jsonl")
+            }
+            _ => self.path("events.jsonl"),
+        };
+        let (config, log_text) = (config.display().to_string(), log.display().to_string());
         let daemon = scene.lockwatch(&["daemon", "--config", &config, "--log", &log_text])?;
         let running = surround(daemon)
             .args(args)

@@ -95,6 +95,15 @@ impl Invocation {
         self
     }
 
+    /// Started by another program of the machine, which becomes it: `nsenter`, `setpriv`.
+    #[must_use]
+    pub fn through(mut self, program: &'static str, args: &[&str]) -> Self {
+        let inner = std::mem::replace(&mut self.program, PathBuf::from(program));
+        let outer = args.iter().map(OsString::from).chain([inner.into_os_string()]);
+        self.args = outer.chain(std::mem::take(&mut self.args)).collect();
+        self
+    }
+
     /// With a variable in its environment.
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {

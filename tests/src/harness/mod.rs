@@ -19,6 +19,7 @@ mod options;
 pub mod patience;
 pub mod place;
 mod play;
+pub mod prometheus;
 pub mod report;
 pub mod runner;
 pub mod scene;

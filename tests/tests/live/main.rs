@@ -10,6 +10,7 @@ mod containers;
 mod daemon;
 mod dying;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -63,6 +64,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("tree", tree::TESTS),
     ("tree_shell", tree_shell::TESTS),

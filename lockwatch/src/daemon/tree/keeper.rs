@@ -87,6 +87,11 @@ impl Keeper {
     pub(super) fn tell(&self, line: &[u8]) {
         self.desk.mounted.tell(line);
     }
+
+    /// False where somebody has unmounted the tree.
+    pub(super) fn is_served(&self) -> bool {
+        self.desk.mounted.is_served()
+    }
 }
 
 impl Drop for Keeper {

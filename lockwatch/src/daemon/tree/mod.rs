@@ -82,6 +82,11 @@ impl Tree {
         })
     }
 
+    /// False where there was a tree and somebody has unmounted it.
+    pub(super) fn is_whole(&self) -> bool {
+        self.keeper.as_ref().is_none_or(Keeper::is_served)
+    }
+
     /// Hears what the kernel told.
     pub(super) fn hear(&mut self, input: &Input) {
         self.is_behind |=

@@ -1,5 +1,7 @@
 //! Verdicts as specifications: each test is one way in which a lock comes to be what it is.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::engine::identity::{Access, BootTime, LockKind, Owner, ProcessId, Range};
 use crate::engine::snapshot::{FileIx, PlaceKind, PlaceOwner, Remembered, Taken};
@@ -302,7 +304,7 @@ fn watched(mut case: Case, death: Option<(Option<i32>, Option<i32>)>) -> Case {
         exe: None,
         cgroup: None,
     };
-    case.lock.taken = Some(Taken { at: BootTime(TAKEN), by });
+    case.lock.taken = Some(Taken { at: BootTime(TAKEN), by: by.into() });
     case.death =
         death.map(|(code, signal)| Death { process: id, at: BootTime(TAKEN * 2), code, signal });
     case.births = Births::default();
@@ -416,7 +418,8 @@ fn a_recycled_pid_is_told_apart_within_one_clock_tick() {
     let case = watched(Case::new(Some(another.clone()), vec![(300, born(20))]), KILLED);
     assert!(!case.verdict().recycled, "history may have it in clock ticks");
     let mut exact = case;
-    exact.lock.taken.as_mut().unwrap().by.id.start = StartTime(10_000_000_002);
+    exact.lock.taken.as_mut().map(|taken| Arc::make_mut(&mut taken.by)).unwrap().id.start =
+        StartTime(10_000_000_002);
     assert!(exact.verdict().recycled);
 }
 
@@ -467,7 +470,8 @@ fn a_posix_lock_in_a_shared_table_is_handed_over_by_a_clean_exit_alone() {
 #[test]
 fn history_of_another_taking_proves_nothing() {
     let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
-    case.lock.taken.as_mut().unwrap().by.id.pid = ACQUIRER + 1;
+    case.lock.taken.as_mut().map(|taken| Arc::make_mut(&mut taken.by)).unwrap().id.pid =
+        ACQUIRER + 1;
     assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "as without history");
     let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
     case.death.as_mut().unwrap().process.start = StartTime(1);

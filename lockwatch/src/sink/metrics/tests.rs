@@ -37,7 +37,8 @@ fn lock(file: u32, kind: LockKind, taken_at: Option<u64>) -> Lock {
                 pid_ns: None,
                 exe: None,
                 cgroup: None,
-            },
+            }
+            .into(),
         }),
     }
 }

@@ -47,7 +47,7 @@ impl Stage {
             exe: None,
             cgroup: None,
         };
-        lock.taken = Some(Taken { at: BootTime(at), by });
+        lock.taken = Some(Taken { at: BootTime(at), by: by.into() });
         self
     }
 
