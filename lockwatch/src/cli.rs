@@ -11,7 +11,9 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::engine::classify::State;
+use crate::engine::reclaim::Wanted;
 use crate::look::Choice;
+use crate::reclaim::Reclaim;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
@@ -25,6 +27,7 @@ Examples:
   lockwatch scan -t aim_lock_config.conf    the locks on files of that name
   lockwatch check /srv/aim/config           free (0), HOT (1), held (3)?
   lockwatch explain /srv/aim/config         the whole story of its locks
+  lockwatch reclaim /srv/aim/config         what would release it, and what that costs
   lockwatch doctor                          what works on this kernel, for this user
 
 Exit codes: 0 nothing found, 1 findings, 2 could not be done, 3 held by right (check).")]
@@ -42,6 +45,8 @@ enum Verb {
     Check(FileArgs),
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
+    /// Release an orphaned lock, and harm nobody: a dry run unless told to execute
+    Reclaim(ReclaimArgs),
     /// Say what this kernel and this user can and cannot do, probe by probe
     Doctor {
         /// Write JSON
@@ -133,6 +138,54 @@ struct ExplainArgs {
     json: bool,
 }
 
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  lockwatch reclaim /srv/aim/config             what would be done, and why that is safe
+  lockwatch reclaim /srv/aim/config --execute   does it, and reads the lock again
+  lockwatch reclaim fe:00:131-a1b2c3d4 --execute --force
+                                                takes one lock from whoever holds it
+  lockwatch reclaim /srv/db --method inject     a POSIX lock: its process is made to unlock it
+
+Exit codes: 0 released and seen to be gone, nothing to do, or (dry run) there is a plan; 1 refused \
+or not released; 2 could not be done.")]
+struct ReclaimArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Carry the plan out
+    #[arg(long)]
+    execute: bool,
+    /// Also a lock that is no orphan; for one lock alone
+    #[arg(long)]
+    force: bool,
+    /// How: auto leaves every process alone; signal ends the holders; inject has one unlock it
+    #[arg(long, value_name = "METHOD", value_enum, default_value_t = Way::Auto)]
+    method: Way,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A method as the command line names it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Way {
+    Auto,
+    Fd,
+    Signal,
+    Inject,
+}
+
+impl From<Way> for Wanted {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Auto => Self::Auto,
+            Way::Fd => Self::Fd,
+            Way::Signal => Self::Signal,
+            Way::Inject => Self::Inject,
+        }
+    }
+}
+
 type ColumnList = std::sync::Arc<Vec<&'static Column>>;
 
 fn parse_columns(text: &str) -> Result<ColumnList, columns::ChoiceError> {
@@ -169,6 +222,8 @@ pub enum Command {
     Check(OsString, Choice),
     /// `explain`; the last is whether JSON is wanted.
     Explain(OsString, Choice, bool),
+    /// `reclaim`
+    Reclaim(Reclaim),
     /// `doctor`, with or without JSON
     Doctor(bool),
     /// `completions`
@@ -185,6 +240,14 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
+        Verb::Reclaim(args) => Command::Reclaim(Reclaim {
+            file: args.file.file,
+            source: args.file.source.source,
+            execute: args.execute,
+            force: args.force,
+            method: args.method.into(),
+            json: args.json,
+        }),
         Verb::Doctor { json } => Command::Doctor(json),
         Verb::Completions { shell } => Command::Completions(shell),
         Verb::Man { folder: Some(folder), .. } => Command::ManPages(folder),

@@ -82,7 +82,11 @@ fn is_fleeting(state: State, reason: Option<Reason>) -> bool {
         && matches!(reason, Some(Reason::Unaccounted | Reason::Exiting | Reason::SharedFiles))
 }
 
-fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
+/// One reading, of which a lock on its way out may be a part.
+///
+/// # Errors
+/// Where the chosen source cannot be read at all.
+pub fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     match choice {
         Choice::Bpf => by_bpf(files).map_err(|error| {
             anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
@@ -114,11 +118,24 @@ fn by_procfs(files: &[OwnedFd]) -> Result<Look, procfs::ProcfsError> {
 }
 
 fn conclude(
-    mut snapshot: Snapshot,
+    snapshot: Snapshot,
     source: &'static str,
     identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
     files: &[OwnedFd],
 ) -> Look {
+    let clock = now();
+    log::debug!(
+        "{source}: {} locks, {} references",
+        snapshot.locks.len(),
+        snapshot.references.len()
+    );
+    let view = view(snapshot);
+    log::debug!("concluded");
+    Look { files: files.iter().map(identity).collect(), view, source, clock }
+}
+
+/// What the engine makes of a snapshot, under this machine's ids.
+pub(crate) fn view(mut snapshot: Snapshot) -> View {
     let key = if snapshot.stable_owners {
         let (key, limit) = id_key::machine_key();
         snapshot.limits.extend(limit);
@@ -128,16 +145,8 @@ fn conclude(
     };
     snapshot.limits.sort();
     snapshot.limits.dedup();
-    let clock = now();
-    log::debug!(
-        "{source}: {} locks, {} references",
-        snapshot.locks.len(),
-        snapshot.references.len()
-    );
     let ids = id::assign(&snapshot, &key);
-    let view = View::new(snapshot, &ids, NOT_SEARCHED);
-    log::debug!("concluded");
-    Look { files: files.iter().map(identity).collect(), view, source, clock }
+    View::new(snapshot, &ids, NOT_SEARCHED)
 }
 
 fn now() -> Clock {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lockwatch::cli::{self, Command};
 use lockwatch::failure::{self, EXIT_CLEAR};
-use lockwatch::{check, doctor, explain, scan};
+use lockwatch::{check, doctor, explain, reclaim, scan};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Scan(scan) => scan::run(&scan),
         Command::Check(file, source) => check::run(&file, source),
         Command::Explain(file, source, json) => explain::run(&file, source, json),
+        Command::Reclaim(asked) => reclaim::run(&asked),
         Command::Doctor(json) => doctor::run(json),
         Command::Completions(shell) => cli::completions(shell).map(|()| EXIT_CLEAR),
         Command::Man(verb) => cli::man(verb.as_deref()).map(|()| EXIT_CLEAR),

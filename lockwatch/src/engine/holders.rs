@@ -128,6 +128,7 @@ mod tests {
             description: Some(Owner(description)),
             table: Some(Owner(table)),
             opener: None,
+            writes: None,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod holders;
 pub mod id;
 pub mod identity;
 pub mod input;
+pub mod reclaim;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

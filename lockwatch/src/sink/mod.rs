@@ -8,6 +8,7 @@ pub mod escape;
 pub mod explain;
 pub mod json;
 pub mod labels;
+pub mod reclaim;
 pub mod table;
 
 use clock::Clock;

@@ -13,6 +13,7 @@ mod listing;
 mod names;
 mod namespaces;
 mod peers;
+mod reclaim;
 mod refused;
 mod rig;
 mod sources;
@@ -39,6 +40,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("exit_codes", exit_codes::TESTS),
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
+    ("reclaim", reclaim::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
