@@ -6,5 +6,7 @@
 #![no_std]
 
 pub mod offsets;
+pub mod search;
+pub mod search_offsets;
 pub mod snapshot;
 pub mod wire;

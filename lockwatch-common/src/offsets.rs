@@ -6,16 +6,17 @@
 /// The name of the global that holds the table in the BPF object.
 pub const GLOBAL: &str = "OFFSETS";
 
+/// A table of `u32`, and what both sides need to hand it over.
 macro_rules! offsets {
-    ($( $(#[$doc:meta])* $name:ident, )*) => {
-        /// Byte offsets of structure members, and sizes, of the running kernel.
+    ($(#[$about:meta])* $table:ident: $( $(#[$doc:meta])* $name:ident, )*) => {
+        $(#[$about])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub struct Offsets {
+        pub struct $table {
             $( $(#[$doc])* pub $name: u32, )*
         }
 
-        impl Offsets {
+        impl $table {
             /// Number of `u32` in the table.
             pub const WORDS: usize = [$(stringify!($name)),*].len();
 
@@ -29,8 +30,11 @@ macro_rules! offsets {
         }
     };
 }
+pub(crate) use offsets;
 
 offsets! {
+    /// Byte offsets of structure members, and sizes, of the running kernel.
+    Offsets:
     /// `file.f_inode`
     file_inode,
     /// `file.f_path`

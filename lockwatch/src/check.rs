@@ -74,8 +74,8 @@ fn holder(view: &View, lock: &LockView) -> String {
     match view.lock(lock).acquirer {
         RecordedPid::Local(pid) if lock.verdict.state == State::Held => labels::process(view, pid),
         RecordedPid::Remote(_) => "another machine".into(),
-        _ => match view.holders(lock).next() {
-            Some(holder) => labels::process(view, holder.pid),
+        _ => match view.holdings(lock).find_map(|holding| holding.pid) {
+            Some(pid) => labels::process(view, pid),
             None => format!("nobody that was found (acquirer {})", labels::acquirer(view, lock)),
         },
     }

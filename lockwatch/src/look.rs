@@ -15,7 +15,7 @@ use crate::engine::classify::{Reason, State};
 use crate::engine::id::{self, LockId};
 use crate::engine::identity::Dev;
 use crate::engine::snapshot::{Snapshot, Via};
-use crate::engine::view::View;
+use crate::engine::view::{LockView, View};
 use crate::sink::clock::Clock;
 use crate::source::{bpf, procfs};
 use crate::{failure, id_key};
@@ -47,9 +47,6 @@ pub struct Look {
 /// by a deferred worker.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// Where neither source looks for references.
-const NOT_SEARCHED: &[Via] = &[Via::ScmRights, Via::IoUring, Via::Mmap, Via::Kernel];
-
 /// Looks. `files` are descriptors of what was asked about, opened with `O_PATH`.
 ///
 /// # Errors
@@ -62,8 +59,9 @@ pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     }
     sleep(GRACE);
     let mut second = once(choice, files)?;
+    let new = fleeting(&second.view);
     for lock in &mut second.view.locks {
-        if is_fleeting(lock.verdict.state, lock.verdict.reason) && !suspects.contains(&lock.id) {
+        if new.contains(&lock.id) && !suspects.contains(&lock.id) {
             lock.verdict.state = State::Unknown;
             lock.verdict.reason = None;
         }
@@ -72,21 +70,18 @@ pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
 }
 
 fn fleeting(view: &View) -> BTreeSet<LockId> {
-    let suspects =
-        view.locks.iter().filter(|lock| is_fleeting(lock.verdict.state, lock.verdict.reason));
-    suspects.map(|lock| lock.id).collect()
+    view.locks.iter().filter(|lock| is_fleeting(view, lock)).map(|lock| lock.id).collect()
 }
 
-fn is_fleeting(state: State, reason: Option<Reason>) -> bool {
-    state == State::Orphaned
-        && matches!(reason, Some(Reason::Unaccounted | Reason::Exiting | Reason::SharedFiles))
+/// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
+/// still giving things back, or what is in flight is about to be received.
+fn is_fleeting(view: &View, lock: &LockView) -> bool {
+    lock.verdict.state == State::Orphaned
+        && (lock.verdict.reason != Some(Reason::Inherited)
+            || view.places(lock).any(|place| place.via() == Via::ScmRights))
 }
 
-/// One reading, of which a lock on its way out may be a part.
-///
-/// # Errors
-/// Where the chosen source cannot be read at all.
-pub fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
+fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     match choice {
         Choice::Bpf => by_bpf(files).map_err(|error| {
             anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
@@ -104,7 +99,22 @@ pub fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
 
 fn by_bpf(files: &[OwnedFd]) -> Result<Look, bpf::BpfError> {
     let bpf::Reading { snapshot, own_files } = bpf::read()?;
-    Ok(conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files))
+    let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
+    look.view = explained(look.view);
+    Ok(look)
+}
+
+/// The view with what no fd table shows, where a lock is unexplained without.
+pub(crate) fn explained(first: View) -> View {
+    // Whoever has nothing unexplained pays nothing for the search.
+    let unexplained = first.unexplained();
+    if unexplained.is_empty() {
+        return first;
+    }
+    let mut snapshot = first.snapshot;
+    bpf::explain(&mut snapshot, &unexplained);
+    log::debug!("searched for {} descriptions", unexplained.len());
+    view(snapshot)
 }
 
 fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64)> {
@@ -146,7 +156,7 @@ pub(crate) fn view(mut snapshot: Snapshot) -> View {
     snapshot.limits.sort();
     snapshot.limits.dedup();
     let ids = id::assign(&snapshot, &key);
-    View::new(snapshot, &ids, NOT_SEARCHED)
+    View::new(snapshot, &ids)
 }
 
 fn now() -> Clock {

@@ -46,7 +46,7 @@ pub fn run(asked: &Reclaim) -> anyhow::Result<u8> {
     let seen = look(asked.source, &targets.handles)?;
     let chosen = targets.select(&seen.view, &seen.files)?;
     let (plans, refusals) = plans(asked, &seen, &chosen);
-    let outcomes = if asked.execute { carry_out(asked, &plans) } else { Vec::new() };
+    let outcomes = if asked.execute { carry_out(seen.source, &plans) } else { Vec::new() };
     tell(asked, &seen, chosen.is_empty(), &plans, &refusals, &outcomes)?;
     let done = outcomes.iter().all(|outcome| outcome.end.is_released());
     Ok(if refusals.is_empty() && done { EXIT_CLEAR } else { EXIT_FINDINGS })
@@ -74,8 +74,8 @@ fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockI
     made
 }
 
-fn carry_out(asked: &Reclaim, plans: &[Plan]) -> Vec<Outcome> {
-    let mut sight = Whole { source: asked.source };
+fn carry_out(source: &str, plans: &[Plan]) -> Vec<Outcome> {
+    let mut sight = Whole::like(source);
     let Some(first) = plans.first() else { return Vec::new() };
     let turn = Turn::take(first.lock.file);
     let refused = |end: &End| {

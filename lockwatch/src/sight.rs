@@ -2,34 +2,64 @@
 //! them.
 
 use crate::act::sight::{Sight, Sighting};
-use crate::engine::snapshot::Reference;
-use crate::engine::view::View;
-use crate::look::{self, Choice, Look};
+use crate::engine::identity::Owner;
+use crate::engine::snapshot::{Reference, Snapshot};
+use crate::look::{explained, view};
+use crate::source::{bpf, procfs};
 
 /// Reads the whole machine's tables for every look.
-pub struct Whole {
-    /// From where.
-    pub source: Choice,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whole {
+    /// The kernel's own.
+    Bpf,
+    /// What `/proc` shows.
+    Procfs,
+}
+
+impl Whole {
+    /// The source that a look was taken with: plans are rechecked with the eyes that they were made
+    /// with.
+    pub fn like(source: &str) -> Self {
+        if source == "bpf" { Self::Bpf } else { Self::Procfs }
+    }
 }
 
 impl Sight for Whole {
     fn look(&mut self) -> anyhow::Result<Sighting> {
-        let Look { view, .. } = look::once(self.source, &[])?;
-        Ok(without_own(view))
+        Ok(match self {
+            Self::Bpf => {
+                let mut snapshot = bpf::read()?.snapshot;
+                let own = take_own(&mut snapshot);
+                let mut seen = explained(view(snapshot));
+                // The search finds once more what this process has.
+                let again = take_own(&mut seen.snapshot);
+                if !again.is_empty() || !seen.snapshot.places.is_empty() {
+                    seen = view(seen.snapshot);
+                }
+                Sighting { view: seen, own }
+            }
+            Self::Procfs => {
+                let root = procfs::ProcRoot::live();
+                let mut snapshot = procfs::read(&root, procfs::Options::default())?;
+                let own = take_own(&mut snapshot);
+                Sighting { view: view(snapshot), own }
+            }
+        })
     }
 }
 
-/// Takes this process's own descriptors out, and concludes again where it had any.
-fn without_own(view: View) -> Sighting {
+/// Takes this process's own descriptors out of the facts: what was fetched for a plan holds nothing
+/// in its own right.
+fn take_own(snapshot: &mut Snapshot) -> Vec<(u32, Owner)> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
-    let mut snapshot = view.snapshot;
-    let process = |pid| snapshot.processes.get(&pid);
-    let is_own = |of: &Reference| {
-        process(of.pid).and_then(|process| process.reader_pid).unwrap_or(of.pid) == own_pid
-    };
-    let (own, others): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut snapshot.references).into_iter().partition(is_own);
+    let references = std::mem::take(&mut snapshot.references);
+    let reader_pid =
+        |pid| snapshot.processes.get(&pid).and_then(|process| process.reader_pid).unwrap_or(pid);
+    let (own, others): (Vec<Reference>, Vec<Reference>) =
+        references.into_iter().partition(|of| reader_pid(of.pid) == own_pid);
     snapshot.references = others;
-    let own = own.iter().filter_map(|of| Some((of.fd?, of.description?))).collect();
-    Sighting { view: look::view(snapshot), own }
+    for place in &mut snapshot.places {
+        place.owners.retain(|owner| reader_pid(owner.pid) != own_pid);
+    }
+    own.iter().filter_map(|of| Some((of.fd?, of.description?))).collect()
 }

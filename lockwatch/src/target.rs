@@ -183,7 +183,7 @@ fn concerns(view: &View, lock: &LockView, pid: Pid) -> bool {
     let is = |of: Pid| labels::reader_pid(view, of) == pid;
     let recorded = |recorded| matches!(recorded, RecordedPid::Local(of) if is(of));
     recorded(view.lock(lock).acquirer)
-        || view.holders(lock).any(|holder| is(holder.pid))
+        || view.holdings(lock).any(|holding| holding.pid.is_some_and(is))
         || lock
             .waiters
             .iter()

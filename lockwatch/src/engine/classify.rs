@@ -3,10 +3,16 @@
 //! Refuses to call a lock orphaned because its acquirer is gone. What decides is how each survivor
 //! came by the description; where that cannot be told the verdict is `unknown`.
 
+use std::collections::BTreeMap;
+
 use super::births::{self, Order};
 use super::evidence::Evidence;
 use super::identity::{LockKind, Pid, RecordedPid, StartTime};
-use super::snapshot::{Births, Lock, Process, Via};
+use super::places;
+use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
+use history::{Past, Tenant};
+
+mod history;
 
 /// What a lock is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,16 +146,24 @@ pub struct Facts<'a> {
     pub lock: &'a Lock,
     /// The process that has the recorded pid now, where there is one.
     pub acquirer: Option<&'a Process>,
-    /// Everything that was found to hold it.
+    /// Every descriptor and fd table that was found to hold it.
     pub survivors: &'a [Survivor<'a>],
+    /// How the process ended that took it, as far as history knows.
+    pub death: Option<&'a Death>,
+    /// That death lies back longer than the grace period.
+    pub overdue: bool,
+    /// Where else its description was found to live on.
+    pub places: &'a [&'a Place],
+    /// Where such places were looked for.
+    pub search: &'a Search,
+    /// The processes of the snapshot.
+    pub processes: &'a BTreeMap<Pid, Process>,
     /// How births can be ordered.
     pub births: &'a Births,
     /// The reader sees its own pid namespace only.
     pub nested: bool,
     /// Something that could not be read may hide a holder.
     pub hidden: bool,
-    /// Places that were not searched for references.
-    pub not_searched: &'static [Via],
 }
 
 /// The verdict that follows from `facts`.
@@ -169,7 +183,7 @@ pub fn classify(facts: &Facts<'_>) -> Verdict {
 }
 
 impl Verdict {
-    fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
+    pub(super) fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
         Self {
             state,
             reason: None,
@@ -195,12 +209,29 @@ fn unknown(evidence: Vec<Evidence>) -> Verdict {
 fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
     let own = || facts.survivors.iter().filter(|survivor| survivor.pid == pid);
     let zombie = facts.acquirer.is_some_and(|process| process.zombie);
+    let past = Past::of(facts, pid);
+    let tenant = match (past, facts.acquirer) {
+        (Some(past), Some(process)) => past.tenant(process),
+        _ => Tenant::Unknown,
+    };
+    // Only history tells a process that is stuck in its exit from a thread that has left.
+    let stuck = facts.overdue
+        && tenant == Tenant::Acquirer
+        && past.is_some_and(|past| past.death.is_some())
+        && facts.acquirer.is_some_and(|process| process.exiting && !process.zombie);
     if let Some(first) = own().min_by_key(|survivor| survivor.fd)
         && !zombie
+        && !stuck
+        && tenant != Tenant::Another
     {
         let descriptors = own().count() as u32;
         let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
         let mut verdict = Verdict::new(State::Held, Confidence::Certain, evidence);
+        verdict.acquirer_alive = Some(true);
+        return verdict;
+    }
+    if !zombie && let Some(fact) = places::is_owner(facts, pid) {
+        let mut verdict = Verdict::new(State::Held, Confidence::Certain, vec![fact]);
         verdict.acquirer_alive = Some(true);
         return verdict;
     }
@@ -217,6 +248,23 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         return verdict;
     }
     match facts.acquirer {
+        Some(_) if tenant == Tenant::Another => {
+            let evidence = vec![Evidence::PidRecycledProven { pid }];
+            let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
+            verdict.recycled = true;
+            verdict
+        }
+        Some(process) if stuck => {
+            let evidence = vec![Evidence::AcquirerStuck { pid }];
+            if facts.survivors.iter().any(|survivor| survivor.pid != pid) {
+                return bereft(facts, (pid, process.start), evidence, Life::Dead);
+            }
+            let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+            verdict.evidence.extend(past.and_then(|past| past.ending()));
+            verdict.confidence = Confidence::Certain;
+            verdict.acquirer_alive = Some(false);
+            verdict
+        }
         Some(process) if process.zombie => {
             let evidence = vec![Evidence::AcquirerZombie { pid }];
             bereft(facts, (pid, process.start), evidence, Life::Dead)
@@ -226,7 +274,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict.acquirer_alive = Some(true);
             verdict
         }
-        Some(process) if is_bystander(facts, process) => {
+        Some(process) if tenant == Tenant::Unknown && is_bystander(facts, process) => {
             let evidence = vec![Evidence::PidRecycled { pid }];
             let mut verdict = bereft(facts, (pid, None), evidence, Life::Dead);
             verdict.recycled = true;
@@ -239,7 +287,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict.detached = true;
             verdict
         }
-        None if facts.nested => {
+        None if facts.nested && past.is_none_or(|past| past.death.is_none()) => {
             bereft(facts, (pid, None), vec![Evidence::AcquirerOutside], Life::Unknown)
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
@@ -275,10 +323,22 @@ fn bereft(
     mut evidence: Vec<Evidence>,
     life: Life,
 ) -> Verdict {
-    let mut verdict = if facts.survivors.is_empty() {
+    if facts.survivors.is_empty() {
+        evidence.extend(Past::of(facts, acquirer.0).and_then(|past| past.ending()));
+    }
+    let mut verdict = if facts.survivors.is_empty() && !facts.places.is_empty() {
         evidence.push(Evidence::NoReference);
-        if !facts.not_searched.is_empty() {
-            evidence.push(Evidence::NotSearched { places: facts.not_searched });
+        places::verdict(facts, acquirer, evidence, life == Life::Dead)
+    } else if facts.survivors.is_empty() {
+        evidence.push(Evidence::NoReference);
+        if !facts.lock.kind.belongs_to_fd_table() {
+            let Search { searched, gaps } = facts.search;
+            if !searched.is_empty() {
+                evidence.push(Evidence::Searched { places: searched.clone() });
+            }
+            if !gaps.is_empty() {
+                evidence.push(Evidence::NotSearched { places: gaps.clone() });
+            }
         }
         if facts.hidden {
             evidence.push(Evidence::Hidden);
@@ -288,6 +348,8 @@ fn bereft(
         } else {
             unknown(evidence)
         }
+    } else if let Some(past) = Past::of(facts, acquirer.0) {
+        history::by_survivors(facts, past, evidence, life)
     } else {
         by_survivors(facts, acquirer, evidence, life)
     };

@@ -4,9 +4,9 @@
 
 use super::classify::Verdict;
 use super::id::LockId;
-use super::identity::BootTime;
-use super::input::{FileId, LockName, Moment, Outcome};
-use super::snapshot::{Death, Remembered};
+use super::identity::{BootTime, Pid, StartTime};
+use super::input::{LockName, Moment, Outcome};
+use super::snapshot::{Death, Process, Remembered, Via};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,13 +31,71 @@ pub struct Told {
     /// The name of its watch, where it has one.
     pub watch: Option<String>,
     /// Who took it, where that is known.
-    pub acquirer: Option<Remembered>,
+    pub acquirer: Option<Party>,
+    /// How who took it ended, where that was seen.
+    pub death: Option<Death>,
     /// When it was taken, where that is known.
     pub taken_at: Option<BootTime>,
 }
 
-/// A process as an event names it.
-pub type Party = Remembered;
+/// A process, as an event names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// Its pid, counted as [`Pid`] says.
+    pub pid: Pid,
+    /// Its start; with the pid its identity.
+    pub start: Option<StartTime>,
+    /// `comm`, at most 15 bytes, any but NUL.
+    pub comm: Option<Box<[u8]>>,
+    /// Its pid in its own (innermost) pid namespace.
+    pub ns_pid: Option<Pid>,
+    /// Inode number of its pid namespace.
+    pub pid_ns: Option<u64>,
+    /// Executable.
+    pub exe: Option<Box<[u8]>>,
+    /// Control group path.
+    pub cgroup: Option<Box<[u8]>>,
+}
+
+impl Party {
+    /// A process of a snapshot; `None` where the snapshot does not have it.
+    pub fn of(pid: Pid, process: Option<&Process>) -> Self {
+        Self {
+            pid,
+            start: process.and_then(|process| process.start),
+            comm: process.map(|process| process.comm.clone()),
+            ns_pid: process.and_then(|process| process.ns_pid),
+            pid_ns: process.and_then(|process| process.pid_ns),
+            exe: process.and_then(|process| process.exe.clone()),
+            cgroup: process.and_then(|process| process.cgroup.clone()),
+        }
+    }
+}
+
+impl From<&Remembered> for Party {
+    fn from(process: &Remembered) -> Self {
+        Self {
+            pid: process.id.pid,
+            start: Some(process.id.start),
+            comm: Some(process.comm.clone()),
+            ns_pid: process.ns_pid,
+            pid_ns: process.pid_ns,
+            exe: process.exe.clone(),
+            cgroup: process.cgroup.clone(),
+        }
+    }
+}
+
+/// One way in which an orphan is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// By whom.
+    pub by: Party,
+    /// How.
+    pub via: Via,
+    /// With which descriptor, where there is one.
+    pub fd: Option<u32>,
+}
 
 /// What happened. The names are those of the contract's `kind`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +113,10 @@ pub enum Kind {
     Orphaned {
         /// The verdict.
         verdict: Verdict,
-        /// How its owner ended, where that was seen.
-        death: Option<Death>,
-        /// Who holds it.
-        holders: Vec<Party>,
+        /// Who holds it: the first of them, by pid and descriptor.
+        holders: Vec<Holding>,
+        /// How many more hold it.
+        more: usize,
     },
     /// An orphan is one no longer.
     Recovered {
@@ -69,7 +127,7 @@ pub enum Kind {
     CrashHandoff {
         /// The crash.
         death: Death,
-        /// When the lock ended.
+        /// When the lock was given back by the kernel.
         released_at: BootTime,
         /// Who has it now.
         to: Party,
@@ -94,14 +152,11 @@ pub enum Kind {
         /// Who has it now.
         to: Party,
     },
-    /// Two inodes that had the same path are exclusively locked at the same time.
+    /// Two inodes that had the same path are exclusively locked at the same time: what the event is
+    /// about is on the one that has lost the path.
     LockReplaced {
-        /// The file that has lost the path.
-        old: FileId,
-        /// The file that has it now.
-        new: FileId,
-        /// The lock on the new one.
-        by: LockId,
+        /// The lock on the other one.
+        new: Told,
     },
     /// A non-blocking attempt met a watched or orphaned lock.
     Refused {
@@ -112,10 +167,10 @@ pub enum Kind {
     },
     /// A wait passed its threshold.
     LongWait {
-        /// Who waits.
-        by: Party,
-        /// Since when.
-        since: BootTime,
+        /// Who waits, where it is a process of this machine.
+        by: Option<Party>,
+        /// Since when; `None` where that was not seen: then at least since the threshold.
+        since: Option<BootTime>,
         /// For which locks.
         blocked_by: Vec<LockId>,
     },
@@ -160,7 +215,7 @@ pub struct Member {
     /// Who.
     pub process: Party,
     /// The lock that it waits for, which the next member has.
-    pub waits_for: LockId,
+    pub waits_for: Told,
 }
 
 /// How an orphan ended.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::births::Basis;
 use super::identity::{Access, Pid};
-use super::snapshot::Via;
+use super::snapshot::{Place, PlaceKind, PlaceOwner, Via};
 
 /// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,13 @@ pub enum Evidence {
         fd: Option<u32>,
         /// How many descriptors of the description it has.
         descriptors: u32,
+    },
+    /// The acquirer lives, has no descriptor of it, and has a place in which it lives on.
+    AcquirerKeeps {
+        /// The acquirer.
+        pid: Pid,
+        /// What kind of place.
+        via: Via,
     },
     /// No process has the recorded pid.
     AcquirerGone {
@@ -38,6 +45,25 @@ pub enum Evidence {
     /// A living process has the recorded pid, but is younger than every holder and no child of one.
     PidRecycled {
         /// The recorded pid.
+        pid: Pid,
+    },
+    /// The process that has the recorded pid started at another time than the acquirer.
+    PidRecycledProven {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// How the acquirer ended.
+    AcquirerEnded {
+        /// The acquirer.
+        pid: Pid,
+        /// The code that it exited with.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// The acquirer began to exit longer ago than the grace period, and has not come to the end.
+    AcquirerStuck {
+        /// The acquirer.
         pid: Pid,
     },
     /// The acquirer lives but has no descriptor of the description.
@@ -73,6 +99,26 @@ pub enum Evidence {
         /// How the order is known.
         basis: Basis,
     },
+    /// A holder was born before the lock was taken.
+    HolderBefore {
+        /// The holder.
+        pid: Pid,
+    },
+    /// A holder was born after the lock was taken.
+    HolderAfter {
+        /// The holder.
+        pid: Pid,
+    },
+    /// When a holder was born was not read, or is too near to the taking of the lock.
+    HolderBirthUnknown {
+        /// The holder.
+        pid: Pid,
+    },
+    /// Whether a holder has exec'd since its fork was not read.
+    HolderExecUnknown {
+        /// The holder.
+        pid: Pid,
+    },
     /// Whether a holder is older than the acquirer cannot be told.
     HolderAgeUnknown {
         /// The holder.
@@ -97,20 +143,106 @@ pub enum Evidence {
     },
     /// No reference was found in any fd table.
     NoReference,
-    /// Places that were not searched for a reference.
+    /// Where the description lives on without a descriptor.
+    Kept {
+        /// What kind of place.
+        kind: PlaceKind,
+        /// Who has the place.
+        owners: Vec<PlaceOwner>,
+    },
+    /// Whether the owner of a place had the description before the lock was taken is not known.
+    HadBeforeUnknown {
+        /// The owner.
+        pid: Pid,
+    },
+    /// Places that were searched for a reference.
+    Searched {
+        /// The places.
+        places: Vec<Via>,
+    },
+    /// Places that were not searched for a reference, and why.
     NotSearched {
         /// The places.
-        places: &'static [Via],
+        places: Vec<(Via, String)>,
     },
     /// The source could not tell to which description the lock belongs.
     OwnerUnknown,
     /// Something could not be read, which may hide a holder.
     Hidden,
+    /// It looks orphaned, but was seen so too short a time to call it that.
+    Unconfirmed,
     /// The holder of a lease was asked to come down.
     LeaseBreaking {
         /// To what.
         to: Access,
     },
+}
+
+impl Evidence {
+    /// What is known of a place.
+    pub(super) fn kept(place: &Place) -> Self {
+        Self::Kept { kind: place.kind.clone(), owners: place.owners.clone() }
+    }
+}
+
+/// A list with commas.
+fn list<T>(
+    f: &mut fmt::Formatter<'_>,
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(&mut fmt::Formatter<'_>, T) -> fmt::Result,
+) -> fmt::Result {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            f.write_str(", ")?;
+        }
+        write(f, item)?;
+    }
+    Ok(())
+}
+
+/// The place without names from outside: those are told where they can be escaped.
+fn kept(f: &mut fmt::Formatter<'_>, kind: &PlaceKind, owners: &[PlaceOwner]) -> fmt::Result {
+    let outer = match kind {
+        PlaceKind::Queue { socket, depth, .. } => {
+            f.write_str("it is in flight in the queue of ")?;
+            match socket {
+                Some(inode) => write!(f, "the unix socket {inode}")?,
+                None => f.write_str("a unix socket that nobody accepted yet")?,
+            }
+            *depth
+        }
+        PlaceKind::Ring { slot, depth } => {
+            write!(f, "it is file {slot} of those registered with an io_uring")?;
+            *depth
+        }
+        PlaceKind::Mapping { start, end, protection } => {
+            let protection = String::from_utf8_lossy(protection);
+            write!(f, "it is mapped at {start:x}-{end:x} ({protection})")?;
+            0
+        }
+        PlaceKind::Kernel { what } => {
+            write!(f, "the kernel uses the file: {what}")?;
+            0
+        }
+    };
+    if outer > 0 {
+        write!(f, ", which is itself in flight or registered, {outer} deep")?;
+    }
+    match owners {
+        [] if matches!(kind, PlaceKind::Kernel { .. }) => Ok(()),
+        [] => f.write_str(", and no process was found that has it"),
+        owners => {
+            f.write_str(", which is of ")?;
+            list(f, owners.iter().take(4), |f, owner| match owner.fd {
+                Some(fd) => write!(f, "pid {} (descriptor {fd})", owner.pid),
+                None => write!(f, "pid {}", owner.pid),
+            })?;
+            match owners.len().saturating_sub(4) {
+                0 => Ok(()),
+                more => write!(f, " and {more} more"),
+            }
+        }
+    }
 }
 
 impl fmt::Display for Basis {
@@ -151,6 +283,24 @@ impl fmt::Display for Evidence {
                 "pid {pid} now belongs to another process: it is younger than every holder and \
                  no child of one"
             ),
+            Self::PidRecycledProven { pid } => write!(
+                f,
+                "pid {pid} now belongs to another process: the acquirer started at another time"
+            ),
+            Self::AcquirerEnded { pid, code, signal } => match (signal, code) {
+                (Some(signal), _) => {
+                    write!(f, "the acquirer, pid {pid}, was ended by signal {signal}")
+                }
+                (None, Some(code)) => {
+                    write!(f, "the acquirer, pid {pid}, exited with code {code}")
+                }
+                (None, None) => write!(f, "the acquirer, pid {pid}, ended"),
+            },
+            Self::AcquirerStuck { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, began to exit longer ago than the grace period and has \
+                 not come to the end"
+            ),
             Self::AcquirerDetached { pid } => {
                 write!(f, "the acquirer, pid {pid}, lives but has closed it")
             }
@@ -177,6 +327,20 @@ impl fmt::Display for Evidence {
             Self::HolderYounger { pid, basis } => {
                 write!(f, "pid {pid} is younger than the acquirer, {basis}")
             }
+            Self::HolderBefore { pid } => {
+                write!(f, "pid {pid} was there before the lock was taken")
+            }
+            Self::HolderAfter { pid } => {
+                write!(f, "pid {pid} was born after the lock was taken")
+            }
+            Self::HolderBirthUnknown { pid } => write!(
+                f,
+                "whether pid {pid} was there before the lock was taken cannot be told: its start \
+                 was not read, or is too near to that moment"
+            ),
+            Self::HolderExecUnknown { pid } => {
+                write!(f, "whether pid {pid} has exec'd since it was forked was not read")
+            }
             Self::HolderAgeUnknown { pid } => write!(
                 f,
                 "whether pid {pid} is older than the acquirer cannot be told: pids may have gone \
@@ -193,20 +357,31 @@ impl fmt::Display for Evidence {
             }
             Self::SharesTable { pid } => write!(f, "pid {pid} shares the acquirer's fd table"),
             Self::NoReference => f.write_str("no fd table refers to it"),
+            Self::AcquirerKeeps { pid, via } => write!(
+                f,
+                "the acquirer, pid {pid}, lives and still has what it is in ({})",
+                via.name()
+            ),
+            Self::Kept { kind, owners } => kept(f, kind, owners),
+            Self::HadBeforeUnknown { pid } => write!(
+                f,
+                "whether pid {pid} had the description before it was locked cannot be told"
+            ),
+            Self::Searched { places } => {
+                f.write_str("searched and not found: ")?;
+                list(f, places, |f, place| f.write_str(place.name()))
+            }
             Self::NotSearched { places } => {
                 f.write_str("not searched: ")?;
-                for (index, place) in places.iter().enumerate() {
-                    if index > 0 {
-                        f.write_str(", ")?;
-                    }
-                    f.write_str(place.name())?;
-                }
-                Ok(())
+                list(f, places, |f, (place, why)| write!(f, "{} ({why})", place.name()))
             }
             Self::OwnerUnknown => {
                 f.write_str("to which open file description it belongs could not be read")
             }
             Self::Hidden => f.write_str("what could not be read may hide a holder (see limits)"),
+            Self::Unconfirmed => f.write_str(
+                "it looks orphaned, but not for longer than the grace period by what was read",
+            ),
             Self::LeaseBreaking { to } => {
                 write!(f, "the lease is being broken: its holder was asked for {}", to.name())
             }

@@ -28,6 +28,13 @@ pub struct LockId {
     pub long: bool,
 }
 
+impl LockId {
+    /// The id without regard to how it is written: what makes two ids the same.
+    pub fn key(self) -> Self {
+        Self { long: false, ..self }
+    }
+}
+
 impl fmt::Display for LockId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}-", self.dev, self.ino)?;

@@ -148,11 +148,17 @@ pub struct StartTime(pub u64);
 impl StartTime {
     /// Clock ticks a second in `/proc` (`USER_HZ`, 100 on every architecture that matters).
     pub const TICKS_PER_SECOND: u64 = 100;
-    const NANOS_PER_TICK: u64 = 1_000_000_000 / Self::TICKS_PER_SECOND;
+    /// Nanoseconds of such a tick.
+    pub const NANOS_PER_TICK: u64 = 1_000_000_000 / Self::TICKS_PER_SECOND;
 
     /// From field 22 of `/proc/PID/stat`.
     pub fn from_ticks(ticks: u64) -> Self {
         Self(ticks.saturating_mul(Self::NANOS_PER_TICK))
+    }
+
+    /// True where it looks as if it came from clock ticks: then it is up to a tick too early.
+    pub fn is_whole_ticks(self) -> bool {
+        self.0.is_multiple_of(Self::NANOS_PER_TICK)
     }
 
     /// As field 22 of `/proc/PID/stat` would show it.
@@ -164,6 +170,23 @@ impl StartTime {
 /// A moment, in nanoseconds of `CLOCK_BOOTTIME`, which does not stand still in suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
+
+impl BootTime {
+    /// So many nanoseconds later; the end of time where there is no such moment.
+    pub fn after(self, nanos: u64) -> Self {
+        Self(self.0.saturating_add(nanos))
+    }
+
+    /// So many nanoseconds earlier; the boot where there is no such moment.
+    pub fn before(self, nanos: u64) -> Self {
+        Self(self.0.saturating_sub(nanos))
+    }
+
+    /// Nanoseconds since `earlier`; 0 where that was later.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
 
 /// A process: a pid alone is given to another one sooner or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

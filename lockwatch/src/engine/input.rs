@@ -27,7 +27,7 @@ pub struct FileId {
 }
 
 /// A lock, as the records of the moment name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LockName {
     /// Its id: the one that it has in every snapshot while it lives.
     pub id: LockId,
@@ -93,7 +93,7 @@ pub struct Reading {
 }
 
 /// A lock that ended while the process that took it was dying, or after that.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ended {
     /// Which.
     pub lock: LockName,
@@ -111,7 +111,7 @@ pub struct Ended {
 }
 
 /// A lock that was taken on a file to which attention is paid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Acquired {
     /// Which.
     pub lock: LockName,
@@ -122,7 +122,7 @@ pub struct Acquired {
 }
 
 /// A lock that was given up by a living process, on a file to which attention is paid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Released {
     /// Which.
     pub lock: LockName,
@@ -143,7 +143,7 @@ pub enum Outcome {
 
 /// An attempt that met a lock: on a file to which attention is paid, or whose owner was already on
 /// its way out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attempt {
     /// What it met.
     pub met: LockName,
@@ -162,7 +162,7 @@ pub struct Attempt {
 }
 
 /// A pid that was given to a new process although a lock of the one that had it before is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PidReused {
     /// The new process.
     pub process: ProcessId,

@@ -12,6 +12,8 @@ pub mod holders;
 pub mod id;
 pub mod identity;
 pub mod input;
+pub mod machine;
+mod places;
 pub mod reclaim;
 pub mod snapshot;
 pub mod view;

@@ -21,7 +21,12 @@ pub struct Snapshot {
     pub waiters: Vec<Waiter>,
     /// Everything that was found to refer to an open file description or fd table of interest.
     pub references: Vec<Reference>,
-    /// The processes that `references` name, and the acquirers and waiters that still exist.
+    /// Where descriptions live on without a descriptor. Looked for only where a lock is unexplained
+    /// without.
+    pub places: Vec<Place>,
+    /// Where such places were looked for.
+    pub search: Search,
+    /// The processes that `references` and `places` name, and the acquirers and waiters that still exist.
     /// A process that is not here does not exist, unless `limits` says that it was not looked up.
     pub processes: BTreeMap<Pid, Process>,
     /// How the processes ended that took a lock which is still there, as far as history knows.
@@ -95,7 +100,7 @@ pub struct Taken {
 }
 
 /// A process, as it was at one moment that history saw.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Remembered {
     /// Which.
     pub id: ProcessId,
@@ -112,7 +117,7 @@ pub struct Remembered {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Death {
     /// Which.
     pub process: ProcessId,
@@ -207,6 +212,97 @@ pub struct Reference {
     pub opener: Option<bool>,
     /// True where the description was opened for writing.
     pub writes: Option<bool>,
+}
+
+/// A place where a description lives on, in no fd table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The description.
+    pub description: Owner,
+    /// What kind of place it is.
+    pub kind: PlaceKind,
+    /// Who has the place: the socket or ring that it is in, or the mapping itself.
+    pub owners: Vec<PlaceOwner>,
+}
+
+/// What kind of place it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlaceKind {
+    /// The receive queue of a unix socket.
+    Queue {
+        /// Inode number of the socket, as `socket:[…]` shows it. `None` where it has no file yet
+        /// because nobody accepted it.
+        socket: Option<u64>,
+        /// The name that it is bound to; one of the abstract namespace begins with NUL.
+        name: Option<Box<[u8]>>,
+        /// Sockets and rings around it that are not in an fd table either.
+        depth: u32,
+    },
+    /// The table of registered files of an io_uring.
+    Ring {
+        /// Place in the table.
+        slot: u32,
+        /// As for a queue.
+        depth: u32,
+    },
+    /// A mapping.
+    Mapping {
+        /// First address.
+        start: u64,
+        /// First address behind it.
+        end: u64,
+        /// As `/proc/PID/maps` shows it: `rw-s`.
+        protection: [u8; 4],
+    },
+    /// A part of the kernel.
+    Kernel {
+        /// Which: `/dev/loop0`.
+        what: String,
+    },
+}
+
+impl Place {
+    /// How the description is referred to.
+    pub fn via(&self) -> Via {
+        match self.kind {
+            PlaceKind::Queue { .. } => Via::ScmRights,
+            PlaceKind::Ring { .. } => Via::IoUring,
+            PlaceKind::Mapping { .. } => Via::Mmap,
+            PlaceKind::Kernel { .. } => Via::Kernel,
+        }
+    }
+}
+
+/// A process that has a [`Place`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PlaceOwner {
+    /// Its pid.
+    pub pid: Pid,
+    /// The thread through which it was found.
+    pub tid: Pid,
+    /// Its descriptor of the socket or ring (the outermost one), where there is one.
+    pub fd: Option<u32>,
+    /// True where the process opened the description itself and has not exec'd since.
+    pub opener: Option<bool>,
+}
+
+/// Where places were looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Kinds of places that were searched.
+    pub searched: Vec<Via>,
+    /// Kinds that were not, or not to the end, and why.
+    pub gaps: Vec<(Via, String)>,
+}
+
+impl Search {
+    /// The kinds of places that there are.
+    pub const ALL: [Via; 4] = [Via::ScmRights, Via::IoUring, Via::Mmap, Via::Kernel];
+
+    /// Nothing was searched.
+    pub fn none(why: &str) -> Self {
+        Self { searched: Vec::new(), gaps: Self::ALL.map(|via| (via, why.to_owned())).into() }
+    }
 }
 
 /// A process, as it was when the snapshot was taken.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use super::classify::{Facts, State, Survivor, Verdict, classify};
 use super::holders::Holders;
 use super::id::{self, LockId};
-use super::identity::{Pid, RecordedPid};
-use super::snapshot::{File, Hides, Limit, Lock, Process, Reference, Snapshot, Via};
+use super::identity::{BootTime, Dev, Owner, Pid, ProcessId, RecordedPid};
+use super::places::Places;
+use super::snapshot::{Death, File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -56,8 +57,25 @@ pub struct LockView {
     pub flags: Vec<Flag>,
     /// Its holders: places in [`Snapshot::references`]. Locks of one owner on one file share it.
     pub holders: Arc<[u32]>,
+    /// Where else its description lives on: places in [`Snapshot::places`].
+    pub places: Arc<[u32]>,
     /// Its waiters: places in [`Snapshot::waiters`].
     pub waiters: Vec<u32>,
+}
+
+/// One way in which a lock is held: a descriptor, or a place without one.
+#[derive(Clone, Copy, Debug)]
+pub struct Holding<'a> {
+    /// Who, where it is anybody's.
+    pub pid: Option<Pid>,
+    /// The thread through which it was found.
+    pub tid: Option<Pid>,
+    /// How the description or fd table is referred to.
+    pub via: Via,
+    /// The descriptor of the file, or of the socket or ring that it is in.
+    pub fd: Option<u32>,
+    /// The place, where it is one.
+    pub place: Option<&'a Place>,
 }
 
 /// What the engine makes of a snapshot.
@@ -72,13 +90,21 @@ pub struct View {
 }
 
 impl View {
-    /// Concludes. `ids` are those of the snapshot's locks, in their order ([`id::assign`]);
-    /// `not_searched` names the places in which the source did not look for references.
-    pub fn new(snapshot: Snapshot, ids: &[LockId], not_searched: &'static [Via]) -> Self {
+    /// Concludes. `ids` are those of the snapshot's locks, in their order ([`id::assign`]).
+    pub fn new(snapshot: Snapshot, ids: &[LockId]) -> Self {
+        Self::with_patience(snapshot, ids, None)
+    }
+
+    /// As [`Self::new`]; who died at `overdue` or before should long have come to the end of its
+    /// exit.
+    pub fn with_patience(snapshot: Snapshot, ids: &[LockId], overdue: Option<BootTime>) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
         let mut holders = Holders::index(&snapshot);
+        let places = Places::index(&snapshot);
         let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
+        let deaths: BTreeMap<ProcessId, &Death> =
+            snapshot.deaths.iter().map(|death| (death.process, death)).collect();
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
             let (lock, id) = (&snapshot.locks[index as usize], &ids[index as usize]);
@@ -93,23 +119,39 @@ impl View {
             let held_by = holders.of(lock);
             survivors.clear();
             survivors.extend(held_by.iter().map(|&reference| survivor(&snapshot, lock, reference)));
+            let kept_in = places.of(lock);
+            let places: Vec<&Place> =
+                kept_in.iter().map(|&place| &snapshot.places[place as usize]).collect();
             let acquirer = match lock.acquirer {
                 RecordedPid::Local(pid) => snapshot.processes.get(&pid),
                 _ => None,
             };
+            let death = lock.taken.as_ref().and_then(|taken| deaths.get(&taken.by.id).copied());
             let verdict = classify(&Facts {
                 lock,
                 acquirer,
                 survivors: &survivors,
+                death,
+                overdue: death.zip(overdue).is_some_and(|(death, overdue)| death.at <= overdue),
+                places: &places,
+                search: &snapshot.search,
+                processes: &snapshot.processes,
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,
-                not_searched,
             });
             let waiters = std::mem::take(&mut waits.waiters[index as usize]);
             let file = &snapshot.files[lock.file.0 as usize];
             let flags = flags(lock, file, &verdict, &survivors, !waiters.is_empty());
-            locks.push(LockView { id, lock: index, verdict, flags, holders: held_by, waiters });
+            locks.push(LockView {
+                id,
+                lock: index,
+                verdict,
+                flags,
+                holders: held_by,
+                places: kept_in,
+                waiters,
+            });
         }
         for of_file in locks.chunk_by_mut(|a, b| (a.id.dev, a.id.ino) == (b.id.dev, b.id.ino)) {
             if of_file.len() > 1 {
@@ -126,6 +168,20 @@ impl View {
         Self { snapshot, locks, blockers }
     }
 
+    /// The lock with an id.
+    pub fn find(&self, id: LockId) -> Option<&LockView> {
+        let mut of_file = self.on_file(id.dev, id.ino).iter();
+        of_file.find(|lock| lock.id.key() == id.key())
+    }
+
+    /// The locks on a file.
+    pub fn on_file(&self, dev: Dev, ino: u64) -> &[LockView] {
+        let file = |lock: &LockView| (lock.id.dev, lock.id.ino);
+        let from = self.locks.partition_point(|lock| file(lock) < (dev, ino));
+        let to = self.locks.partition_point(|lock| file(lock) <= (dev, ino));
+        self.locks.get(from..to).unwrap_or_default()
+    }
+
     /// The facts of a lock.
     pub fn lock(&self, view: &LockView) -> &Lock {
         &self.snapshot.locks[view.lock as usize]
@@ -139,6 +195,35 @@ impl View {
     /// The holders of a lock.
     pub fn holders(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Reference> {
         view.holders.iter().map(|&reference| &self.snapshot.references[reference as usize])
+    }
+
+    /// The places in which the description of a lock lives on without a descriptor.
+    pub fn places(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Place> {
+        view.places.iter().map(|&place| &self.snapshot.places[place as usize])
+    }
+
+    /// Every way in which a lock is held: its descriptors, then its places, one entry for each
+    /// process that has a place.
+    pub fn holdings(&self, view: &LockView) -> impl Iterator<Item = Holding<'_>> {
+        let of_table = self.lock(view).kind.belongs_to_fd_table();
+        let descriptors = self.holders(view).map(move |reference| Holding {
+            pid: Some(reference.pid),
+            tid: Some(reference.tid),
+            via: if of_table { Via::Files } else { reference.via },
+            fd: reference.fd,
+            place: None,
+        });
+        descriptors.chain(self.places(view).flat_map(|place| {
+            let nobody =
+                Holding { pid: None, tid: None, via: place.via(), fd: None, place: Some(place) };
+            let owners = place.owners.iter().map(move |owner| Holding {
+                pid: Some(owner.pid),
+                tid: Some(owner.tid),
+                fd: owner.fd,
+                ..nobody
+            });
+            owners.chain(place.owners.is_empty().then_some(nobody))
+        }))
     }
 
     /// The process with a pid of the snapshot's own count.
@@ -167,6 +252,24 @@ impl View {
     /// True where every lock is here, though perhaps not every holder.
     pub fn has_every_lock(&self) -> bool {
         self.gaps().all(|limit| limit.hides != Hides::Locks)
+    }
+
+    /// Descriptions of which nobody was found who holds them by right: worth a search for what no
+    /// fd table shows.
+    pub fn unexplained(&self) -> Vec<Owner> {
+        let of = |view: &&LockView| match view.verdict.state {
+            State::Orphaned => true,
+            State::Unknown => view.holders.is_empty(),
+            _ => false,
+        };
+        let locks = self.locks.iter().filter(of).map(|view| self.lock(view));
+        let mut owners: Vec<Owner> = locks
+            .filter(|lock| !lock.kind.belongs_to_fd_table())
+            .filter_map(|lock| lock.owner)
+            .collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners
     }
 
     /// Orphaned locks.
@@ -240,7 +343,7 @@ mod tests {
 
     use super::*;
     use crate::engine::id::IdKey;
-    use crate::engine::identity::{Access, Dev, LockKind, Owner, Range};
+    use crate::engine::identity::{Access, LockKind, Range};
     use crate::engine::snapshot::{FileIx, Waiter};
 
     const KEY: IdKey = IdKey([7; 16]);
@@ -314,7 +417,7 @@ mod tests {
 
     fn concluded(snapshot: Snapshot) -> View {
         let ids = id::assign(&snapshot, &KEY);
-        View::new(snapshot, &ids, &[])
+        View::new(snapshot, &ids)
     }
 
     /// All that a reader of the view can tell, with waiters by what they ask for.

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::engine::identity::StartTime;
+use crate::engine::identity::{BootTime, StartTime};
 
 /// When a reading was taken, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,12 @@ impl Clock {
 
     /// A process's start on the calendar.
     pub fn at(self, start: StartTime) -> Timestamp {
-        Timestamp((self.unix + start.0).saturating_sub(self.boot))
+        self.moment(BootTime(start.0))
+    }
+
+    /// A moment on the calendar.
+    pub fn moment(self, at: BootTime) -> Timestamp {
+        Timestamp(self.unix.saturating_add(at.0).saturating_sub(self.boot))
     }
 }
 

@@ -224,15 +224,18 @@ fn state(_: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {
 fn holders(report: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {
     let view = report.view;
     let mut text = String::new();
-    for holder in view.holders(lock_of(row)?) {
+    for holding in view.holdings(lock_of(row)?) {
         if !text.is_empty() {
             text.push(' ');
         }
-        let (pid, command) =
-            (labels::reader_pid(view, holder.pid), labels::command(view, holder.pid));
-        let _ = match holder.fd {
-            Some(fd) => write!(text, "{pid},{command},{fd}"),
-            None => write!(text, "{pid},{command},{}", holder.via.name()),
+        if let Some(pid) = holding.pid {
+            let _ =
+                write!(text, "{},{},", labels::reader_pid(view, pid), labels::command(view, pid));
+        }
+        // The descriptor of a place is another file's.
+        let _ = match holding.fd.filter(|_| holding.place.is_none()) {
+            Some(fd) => write!(text, "{fd}"),
+            None => write!(text, "{}", holding.via.name()),
         };
     }
     (!text.is_empty()).then_some(text)

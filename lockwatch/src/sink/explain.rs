@@ -9,6 +9,7 @@ use super::escape::Escaped;
 use super::{Report, labels};
 use crate::engine::classify::{Confidence, Reason, State};
 use crate::engine::identity::{LockKind, RecordedPid};
+use crate::engine::snapshot::{Place, PlaceKind, PlaceOwner};
 use crate::engine::view::{Flag, LockView, View};
 
 /// Writes the story of one lock.
@@ -100,6 +101,22 @@ fn verdict(lock: &LockView) -> String {
         (State::Orphaned, Some(Reason::SharedFiles)) => {
             "its acquirer is gone, and a task that shares its fd table keeps it"
         }
+        (State::Orphaned, Some(Reason::ScmRights)) => {
+            "its acquirer is gone, and it is in flight in a socket that nobody reads"
+        }
+        (State::Orphaned, Some(Reason::IoUring)) => {
+            "its acquirer is gone, and what keeps it is registered with an io_uring, without a \
+             descriptor"
+        }
+        (State::Orphaned, Some(Reason::Mmap)) => {
+            "its acquirer is gone, and only a mapping is left of what it locked"
+        }
+        (State::Orphaned, Some(Reason::Kernel)) => {
+            "its acquirer is gone, and the kernel itself uses the file"
+        }
+        (State::Orphaned, Some(Reason::Exiting)) => {
+            "its acquirer is on its way out and is stuck there"
+        }
         (State::Orphaned, Some(Reason::Unaccounted)) => {
             "its acquirer is gone, and nothing was found that keeps it"
         }
@@ -135,7 +152,9 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         told.push(match holder.fd {
             _ if table => format!("{process} holds it through its fd table{since}"),
             Some(fd) => format!("{process} holds it as descriptor {fd}{since}"),
-            None => format!("{process} holds it ({}){since}", holder.via.name()),
+            None => {
+                format!("{process} waits for another lock with it, without a descriptor{since}")
+            }
         });
         last = Some((holder.pid, 0));
     }
@@ -145,11 +164,48 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
     for sentence in &mut told {
         sentence.push('.');
     }
+    told.extend(places(report, lock));
     if told.is_empty() {
         told.push("Nothing was found that refers to it.".into());
     }
     told
 }
+
+/// Where it lives on without a descriptor, and whose that is.
+fn places(report: &Report<'_>, lock: &LockView) -> Vec<String> {
+    let view = report.view;
+    let sentence = |place: &Place| {
+        let mut text = format!("It is {}", labels::within(place));
+        let owner = |owner: &PlaceOwner| {
+            let process = labels::process(view, owner.pid);
+            match owner.fd {
+                Some(fd) => format!("{process}, descriptor {fd}"),
+                None => process,
+            }
+        };
+        let of = match place.kind {
+            PlaceKind::Mapping { .. } => "by",
+            _ => ", of",
+        };
+        match place.owners.as_slice() {
+            [] if matches!(place.kind, PlaceKind::Kernel { .. }) => {}
+            [] => text.push_str(", of no process that was found"),
+            owners => {
+                let named: Vec<String> = owners.iter().take(NAMED).map(owner).collect();
+                let blank = if of == "by" { " " } else { "" };
+                text.push_str(&format!("{blank}{of} {}", named.join("; ")));
+                if owners.len() > NAMED {
+                    text.push_str(&format!(" and {} more", owners.len() - NAMED));
+                }
+            }
+        }
+        text + "."
+    };
+    view.places(lock).map(sentence).collect()
+}
+
+/// Owners of a place that are named.
+const NAMED: usize = 4;
 
 fn waiters(view: &View, lock: &LockView) -> Vec<String> {
     lock.waiters
@@ -183,7 +239,10 @@ fn release(view: &View, lock: &LockView) -> Option<String> {
              the daemon's history."
                 .into()
         }
-        (_, None) => "What would release it is not known.".into(),
+        (_, None) => match view.places(lock).next() {
+            Some(place) => release_place(view, place),
+            None => "What would release it is not known.".into(),
+        },
         (_, Some(first)) if facts.kind == LockKind::Posix => {
             format!("It ends when {first} unlocks it, closes any descriptor of the file, or ends.")
         }
@@ -197,4 +256,27 @@ fn release(view: &View, lock: &LockView) -> Option<String> {
             )
         }
     })
+}
+
+/// What would release a lock of which only a place is left.
+fn release_place(view: &View, place: &Place) -> String {
+    let owner = match place.owners.first() {
+        Some(owner) => labels::process(view, owner.pid),
+        None => "whoever has it".into(),
+    };
+    match place.kind {
+        PlaceKind::Queue { .. } => format!(
+            "It ends when {owner} receives what is in flight and unlocks or closes it, or when the \
+             socket is closed for good. Peeking at the queue gives the description without taking \
+             it out, and whoever has the description can unlock it."
+        ),
+        PlaceKind::Ring { .. } => format!(
+            "It ends when {owner} unregisters the file, or when the ring is closed for good: its \
+             descriptors and its mappings."
+        ),
+        PlaceKind::Mapping { .. } => {
+            format!("It ends when {owner} unmaps the file or ends; nothing else reaches it.")
+        }
+        PlaceKind::Kernel { .. } => "It ends when the kernel lets go of the file.".into(),
+    }
 }

@@ -14,7 +14,7 @@ use super::clock::Timestamp;
 use super::{Report, labels};
 use crate::engine::classify::State;
 use crate::engine::identity::{Pid, RecordedPid};
-use crate::engine::snapshot::{Process, Via};
+use crate::engine::snapshot::{Place, PlaceKind, Process};
 use crate::engine::view::{LockView, View};
 
 /// The number of the schema; another one may mean other names.
@@ -186,7 +186,7 @@ struct Summary {
 }
 
 /// Anything that can be displayed, as a string.
-struct Text<'a, T>(&'a T);
+pub(super) struct Text<'a, T>(pub(super) &'a T);
 
 impl<T: std::fmt::Display> Serialize for Text<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -195,7 +195,7 @@ impl<T: std::fmt::Display> Serialize for Text<'_, T> {
 }
 
 /// Bytes as a string; what is not UTF-8 becomes U+FFFD.
-struct Lossy<'a>(&'a [u8]);
+pub(super) struct Lossy<'a>(pub(super) &'a [u8]);
 
 impl Serialize for Lossy<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -250,12 +250,45 @@ struct Acquirer<'a> {
 
 #[derive(Serialize)]
 struct Holder<'a> {
-    pid: Pid,
-    tid: Pid,
+    pid: Option<Pid>,
+    tid: Option<Pid>,
     comm: Option<&'a RawValue>,
     via: &'static str,
     fd: Option<u32>,
     start_time: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<Where<'a>>,
+}
+
+/// The place in which a description lives on without a descriptor.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Where<'a> {
+    Queue { socket: Option<u64>, name: Option<String>, depth: u32 },
+    Ring { slot: u32, depth: u32 },
+    Mapping { start: String, end: String, protection: Lossy<'a> },
+    Kernel { what: &'a str },
+}
+
+fn place(place: &Place) -> Where<'_> {
+    match &place.kind {
+        // An abstract name begins with NUL, which is shown as `@`, as ss(8) shows it.
+        PlaceKind::Queue { socket, name, depth } => Where::Queue {
+            socket: *socket,
+            name: name.as_deref().map(|name| match name {
+                [0, name @ ..] => format!("@{}", String::from_utf8_lossy(name)),
+                name => String::from_utf8_lossy(name).into_owned(),
+            }),
+            depth: *depth,
+        },
+        PlaceKind::Ring { slot, depth } => Where::Ring { slot: *slot, depth: *depth },
+        PlaceKind::Mapping { start, end, protection } => Where::Mapping {
+            start: format!("{start:x}"),
+            end: format!("{end:x}"),
+            protection: Lossy(protection),
+        },
+        PlaceKind::Kernel { what } => Where::Kernel { what },
+    }
 }
 
 #[derive(Serialize)]
@@ -281,20 +314,17 @@ impl Serialize for Holders<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self(context, lock) = self;
         let view = context.report.view;
-        let of_table = view.lock(lock).kind.belongs_to_fd_table();
-        serializer.collect_seq(view.holders(lock).map(|reference| {
-            let reader = view.process(reference.pid).and_then(|process| process.reader_pid);
-            let process = context.process(reference.pid);
+        serializer.collect_seq(view.holdings(lock).map(|holding| {
+            let reader = holding.pid.and_then(|pid| view.process(pid)?.reader_pid);
+            let process = holding.pid.and_then(|pid| context.process(pid));
             Holder {
-                pid: reader.unwrap_or(reference.pid),
-                tid: match reader {
-                    Some(reader) if reference.tid == reference.pid => reader,
-                    _ => reference.tid,
-                },
+                pid: reader.or(holding.pid),
+                tid: if holding.tid == holding.pid { reader.or(holding.tid) } else { holding.tid },
                 comm: process.map(|process| &*process.comm),
-                via: if of_table { Via::Files.name() } else { reference.via.name() },
-                fd: reference.fd,
+                via: holding.via.name(),
+                fd: holding.fd,
                 start_time: process.and_then(|process| process.start_time.as_deref()),
+                place: holding.place.map(place),
             }
         }))
     }

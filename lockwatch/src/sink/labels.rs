@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use super::escape::Escaped;
 use crate::engine::classify::{Reason, State};
 use crate::engine::identity::{Pid, RecordedPid};
+use crate::engine::snapshot::{Place, PlaceKind};
 use crate::engine::view::{LockView, View};
 
 /// True where the lock is something to act upon.
@@ -87,6 +88,42 @@ pub fn verdict(state: State, reason: Option<Reason>) -> String {
     }
 }
 
+/// Where a description lives on, after "it is".
+pub fn within(place: &Place) -> String {
+    let (mut text, depth) = match &place.kind {
+        PlaceKind::Queue { socket, name, depth } => {
+            let socket = match socket {
+                Some(inode) => format!("in flight in the queue of unix socket {inode}"),
+                None => "in flight in the queue of a unix socket that nobody accepted yet".into(),
+            };
+            let name = match name.as_deref() {
+                None => String::new(),
+                Some([0, name @ ..]) => format!(" (bound to @{})", Escaped(name)),
+                Some(name) => format!(" (bound to {})", Escaped(name)),
+            };
+            (socket + &name, *depth)
+        }
+        PlaceKind::Ring { slot, depth } => {
+            (format!("registered with an io_uring as file {slot}"), *depth)
+        }
+        PlaceKind::Mapping { start, end, protection } => {
+            let protection = String::from_utf8_lossy(protection);
+            (format!("mapped at {start:x}-{end:x} ({protection})"), 0)
+        }
+        PlaceKind::Kernel { what } => {
+            (format!("used by the kernel ({})", Escaped(what.as_bytes())), 0)
+        }
+    };
+    match depth {
+        0 => {}
+        1 => text.push_str(", inside another socket or ring"),
+        deep => {
+            let _ = write!(text, ", inside {deep} other sockets or rings");
+        }
+    }
+    text
+}
+
 /// One sentence about a finding.
 pub fn finding(view: &View, lock: &LockView) -> String {
     let facts = view.lock(lock);
@@ -99,18 +136,27 @@ pub fn finding(view: &View, lock: &LockView) -> String {
         acquirer(view, lock),
     );
     let mut holders = Vec::new();
-    for holder in view.holders(lock) {
-        if holders.last() != Some(&holder.pid) {
-            holders.push(holder.pid);
+    let mut place = None;
+    for holding in view.holdings(lock) {
+        place = place.or(holding.place);
+        if let Some(pid) = holding.pid
+            && !holders.contains(&pid)
+        {
+            holders.push(pid);
         }
     }
+    let within = place.map_or(String::new(), |place| format!("{}, ", within(place)));
     match holders.as_slice() {
+        [] if place.is_some() => {
+            let _ = write!(text, "; kept {within}which is nobody's that was found");
+        }
         [] => text.push_str("; nothing was found that refers to it"),
         [pid] => {
-            let _ = write!(text, "; kept by {}", process(view, *pid));
+            let _ = write!(text, "; kept {within}by {}", process(view, *pid));
         }
         [pid, rest @ ..] => {
-            let _ = write!(text, "; kept by {} and {} more", process(view, *pid), rest.len());
+            let _ =
+                write!(text, "; kept {within}by {} and {} more", process(view, *pid), rest.len());
         }
     }
     text

@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod columns;
 pub mod escape;
+pub mod events;
 pub mod explain;
 pub mod json;
 pub mod labels;

@@ -5,4 +5,5 @@
 //! about the processes that it names; procfs knows of no other source.
 
 pub mod bpf;
+mod octal;
 pub mod procfs;

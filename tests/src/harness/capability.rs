@@ -4,14 +4,15 @@
 //!
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
-//! `pidns`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
+//! `pidns`, `netns`, `io_uring`, `loop-devices`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
 //! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
 //! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
-//! `program:NAME`.
+//! `program:NAME`. `no-NAME` is there where NAME is not.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::FromRawFd as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -41,6 +42,9 @@ impl Capabilities {
             ("mounts", in_private_mounts(|| tmpfs(scratch))),
             ("overlay", in_private_mounts(|| overlay(scratch))),
             ("pidns", in_a_thread(|| unshare(UnshareFlags::NEWPID))),
+            ("netns", in_a_thread(|| unshare(UnshareFlags::NEWNET))),
+            ("io_uring", io_uring()),
+            ("loop-devices", loop_devices()),
             ("choose-pid", choose_pid()),
             ("pid-order", pid_order()),
             ("terminal", terminal()),
@@ -56,6 +60,12 @@ impl Capabilities {
         if let Some(program) = need.strip_prefix("program:") {
             let found = place::system_program(program).is_some();
             return (!found).then(|| format!("{program} is not installed"));
+        }
+        if let Some(absent) = need.strip_prefix("no-") {
+            return match self.lacks(absent) {
+                Some(_) => None,
+                None => Some(format!("{absent} is there")),
+            };
         }
         if let Some(own) = self.own.get(need) {
             return own.as_ref().err().map(|why| format!("{why:#}"));
@@ -187,6 +197,27 @@ fn pid_order() -> Result<()> {
     if forks >= limit {
         bail!("{forks} processes since boot, and only {limit} pids");
     }
+    Ok(())
+}
+
+fn loop_devices() -> Result<()> {
+    root()?;
+    let path = "/dev/loop-control";
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).context(path)?;
+    fs::metadata("/dev/loop0").map(drop).context("/dev/loop0")
+}
+
+fn io_uring() -> Result<()> {
+    let mut params = [0_u64; 15];
+    // SAFETY: the kernel reads and writes one `struct io_uring_params`, 120 bytes, at the pointer.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    let ring = i32::try_from(ring).context("io_uring_setup")?;
+    if ring < 0 {
+        return Err(std::io::Error::last_os_error()).context("io_uring_setup");
+    }
+    // SAFETY: the descriptor was opened above and is nobody else's.
+    drop(unsafe { std::os::fd::OwnedFd::from_raw_fd(ring) });
     Ok(())
 }
 

@@ -42,6 +42,7 @@ pub enum Capability {
 pub struct Invocation {
     program: PathBuf,
     args: Vec<OsString>,
+    variables: Vec<(&'static str, OsString)>,
     folder: PathBuf,
     as_nobody: bool,
     without: Vec<Capability>,
@@ -55,6 +56,7 @@ impl Invocation {
         Self {
             program: program.to_owned(),
             args: Vec::new(),
+            variables: Vec::new(),
             folder: folder.to_owned(),
             as_nobody: false,
             without: Vec::new(),
@@ -67,6 +69,13 @@ impl Invocation {
     #[must_use]
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// With a variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name, value.as_ref().to_owned()));
         self
     }
 
@@ -109,6 +118,7 @@ impl Invocation {
         note(&format!("$ {line}"));
         let mut command = Command::new(&self.program);
         command.args(&self.args).current_dir(&self.folder).stdin(Stdio::null());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if self.as_nobody {
             // The standard library gives up the other groups with the user.
             command.uid(NOBODY).gid(NOBODY);
@@ -221,9 +231,21 @@ impl Running {
         rustix::process::pidfd_send_signal(&self.handle, signal).context("sending a signal")
     }
 
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
     /// How many bytes it has written to its standard output.
     pub fn written_so_far(&self) -> usize {
         self.stdout.as_ref().map_or(0, |stdout| stdout.so_far.load(Ordering::Relaxed))
+    }
+
+    /// Counts the time that it may take from now on.
+    #[must_use]
+    pub fn patiently(mut self) -> Self {
+        self.started = Instant::now();
+        self
     }
 
     /// Waits for its end, for as long as a run may take.

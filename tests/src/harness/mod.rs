@@ -11,6 +11,7 @@
 
 pub mod capability;
 mod cast;
+pub mod daemon;
 mod descent;
 pub mod invocation;
 mod options;

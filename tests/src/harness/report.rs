@@ -415,6 +415,21 @@ impl Lock {
         Ok(())
     }
 
+    /// Fails unless exactly these processes hold it, each in this one way.
+    pub fn held_via(&self, via: &str, pids: &[i32]) -> Result<()> {
+        self.held_by(pids)?;
+        let all = self.holders.iter().all(|holder| holder.via == via);
+        ensure!(all, "not held via {via} alone: {self:?}");
+        Ok(())
+    }
+
+    /// Fails unless one of the facts that the verdict rests on holds these words.
+    pub fn rests_on(&self, words: &str) -> Result<()> {
+        let told = self.evidence.iter().any(|fact| fact.contains(words));
+        ensure!(told, "no evidence {words:?}: {self:?}");
+        Ok(())
+    }
+
     /// Who took it, where that is known.
     pub fn acquirer(&self) -> Result<&Acquirer> {
         self.acquirer.as_ref().with_context(|| format!("no acquirer: {self:?}"))

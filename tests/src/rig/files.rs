@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -13,6 +13,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use super::descriptors::Descriptors;
 use super::language::{Access, Asked, Mass, MountKind, OpenMode, Range, Record};
 use super::locking::{self, Patience};
+use super::passing;
 
 /// Opens a file; one that may be written is made where it is absent.
 pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd> {
@@ -30,6 +31,11 @@ pub(super) fn open(path: &[u8], mode: OpenMode, cloexec: bool) -> Result<OwnedFd
 pub(super) fn content(path: &[u8]) -> Result<Vec<u8>> {
     let path = Path::new(OsStr::from_bytes(path));
     fs::read(path).with_context(|| format!("reading {path:?}"))
+}
+
+/// Takes one byte, which may never come.
+pub(super) fn read_byte(fd: BorrowedFd<'_>) -> Result<()> {
+    rustix::io::read(fd, &mut [0_u8; 1]).map(drop).context("read")
 }
 
 /// Takes a name away.
@@ -84,6 +90,18 @@ pub(super) fn mass(descriptors: &Descriptors, count: u32, mass: &Mass) -> Result
             }
         }
         Mass::Ranges(record, name) => ranges(descriptors, count, *record, name)?,
+        Mass::Sockets => {
+            allow_many_descriptors()?;
+            for _ in 0..count {
+                passing::byte_in_flight()?;
+            }
+        }
+        Mass::Maps(name) => {
+            let fd = descriptors.get(name)?;
+            for _ in 0..count {
+                passing::map(fd)?;
+            }
+        }
     }
     Ok(())
 }
@@ -103,9 +121,16 @@ fn keep(fd: OwnedFd) {
     let _ = fd.into_raw_fd();
 }
 
+/// As many as the kernel allows (`fs.nr_open`), where this user may raise the limit.
 fn allow_many_descriptors() -> Result<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("raising the limit of open files")
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const MOST: u64 = 1 << 20;
+    let raised = Rlimit { current: Some(MOST), maximum: Some(MOST) };
+    setrlimit(Resource::Nofile, raised)
+        .or_else(|_| {
+            let mut limit = getrlimit(Resource::Nofile);
+            limit.current = limit.maximum;
+            setrlimit(Resource::Nofile, limit)
+        })
+        .context("raising the limit of open files")
 }

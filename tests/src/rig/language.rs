@@ -14,7 +14,9 @@
 //! ofd   NAME rd|wr|un START END|eof
 //! lease NAME rd|wr|un
 //! later COMMAND                         ... but this does, in a thread: a lock that may block, or
-//!                                       an `open` that breaks a lease
+//!                                       an `open` that breaks a lease, or a `read`
+//! insist COMMAND                        a lock that is tried again and again, without waiting, in
+//!                                       a thread, until it is there
 //! progress                              `idle`, `running`, `blocked`, `done` or `failed WHY`
 //!
 //! fork NAME [as PID] [files] [pidns] [mounts]
@@ -32,18 +34,24 @@
 //! leave                                 the end of this thread alone
 //!
 //! comm TEXT                             the name that /proc shows
+//! unshare net                           a network namespace of its own; no child after it
 //! become UID                            that user, without a capability left
 //! unlink PATH, replace PATH             `replace` puts a new file under the name
-//! write NAME TEXT
+//! write NAME TEXT, read NAME            `read` takes one byte, and may wait for it
 //! show PATH                             the answer is what the file holds, escaped
 //! map NAME                              a mapping that lasts as long as the process
 //! socketpair TX RX, listen NAME PATH, connect NAME PATH
 //! send SOCKET NAME, receive SOCKET NAME a descriptor over a unix socket
-//! uring RING NAME                       a new io_uring, with NAME registered in it
+//! uring RING NAME [polled]              a new io_uring, with NAME registered in it; `polled` gives
+//!                                       it a thread of the kernel's
+//! loopdev DEVICE NAME                    a loop device over NAME; it ends with the last descriptor of
+//!                                       it, which is called DEVICE
 //! mount proc|tmpfs PATH
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
 //! mass posix|ofd COUNT NAME             COUNT byte ranges of one file
+//! mass sockets COUNT                    COUNT pairs of unix sockets, a byte in flight in each
+//! mass maps COUNT NAME                  COUNT mappings of one file
 //! churn NAME                            a thread that takes and gives up byte ranges, for ever
 //! ```
 //!
@@ -134,6 +142,10 @@ pub enum Mass {
     Shares(Vec<u8>),
     /// Byte ranges of an open file.
     Ranges(Record, String),
+    /// Pairs of unix sockets, with a byte in flight in each.
+    Sockets,
+    /// Mappings of an open file.
+    Maps(String),
 }
 
 /// One line of the language.
@@ -146,6 +158,7 @@ pub enum Command {
     Close { name: String },
     Lock { name: String, asked: Asked },
     Later(Box<Command>),
+    Insist(Box<Command>),
     Progress,
     Fork { name: String, birth: Birth },
     Thread { name: String, own_files: bool },
@@ -158,9 +171,12 @@ pub enum Command {
     Leave,
     Comm { text: Vec<u8> },
     Become { uid: u32 },
+    Unshare,
+    LoopDevice { device: String, name: String },
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
     Write { name: String, text: Vec<u8> },
+    Read { name: String },
     Show { path: Vec<u8> },
     Map { name: String },
     SocketPair { tx: String, rx: String },
@@ -168,7 +184,7 @@ pub enum Command {
     Connect { name: String, path: Vec<u8> },
     Send { socket: String, name: String },
     Receive { socket: String, name: String },
-    Uring { ring: String, name: String },
+    Uring { ring: String, name: String, polled: bool },
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
     Churn { name: String },
@@ -292,10 +308,14 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             Command::Lock { name: words.name()?, asked: Asked::Lease(words.access("rd", "wr")?) }
         }
         "later" => match command(words)? {
-            inner @ (Command::Lock { .. } | Command::Open { .. }) => {
+            inner @ (Command::Lock { .. } | Command::Open { .. } | Command::Read { .. }) => {
                 Command::Later(Box::new(inner))
             }
-            _ => return wrong("only a lock or an open can be left for later"),
+            _ => return wrong("only a lock, an open or a read can be left for later"),
+        },
+        "insist" => match command(words)? {
+            inner @ Command::Lock { .. } => Command::Insist(Box::new(inner)),
+            _ => return wrong("only a lock can be insisted on"),
         },
         "progress" => Command::Progress,
         "fork" => {
@@ -318,10 +338,16 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "die" => Command::Die { signal: signal(words.next("a signal")?)? },
         "leave" => Command::Leave,
         "comm" => Command::Comm { text: words.bytes("a text")? },
+        "loopdev" => Command::LoopDevice { device: words.name()?, name: words.name()? },
+        "unshare" => match words.next("what to unshare")? {
+            "net" => Command::Unshare,
+            word => return wrong(format!("{word:?} cannot be unshared: net")),
+        },
         "become" => Command::Become { uid: words.number("a uid")? },
         "unlink" => Command::Unlink { path: words.bytes("a path")? },
         "replace" => Command::Replace { path: words.bytes("a path")? },
         "write" => Command::Write { name: words.name()?, text: words.bytes("a text")? },
+        "read" => Command::Read { name: words.name()? },
         "show" => Command::Show { path: words.bytes("a path")? },
         "map" => Command::Map { name: words.name()? },
         "socketpair" => Command::SocketPair { tx: words.name()?, rx: words.name()? },
@@ -329,7 +355,11 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "connect" => Command::Connect { name: words.name()?, path: words.bytes("a path")? },
         "send" => Command::Send { socket: words.name()?, name: words.name()? },
         "receive" => Command::Receive { socket: words.name()?, name: words.name()? },
-        "uring" => Command::Uring { ring: words.name()?, name: words.name()? },
+        "uring" => Command::Uring {
+            ring: words.name()?,
+            name: words.name()?,
+            polled: words.flag("polled"),
+        },
         "mount" => {
             let kind = match words.next("a file system")? {
                 "proc" => MountKind::Proc,
@@ -346,7 +376,12 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
                 "shares" => Mass::Shares(words.bytes("a path")?),
                 "posix" => Mass::Ranges(Record::Posix, words.name()?),
                 "ofd" => Mass::Ranges(Record::Ofd, words.name()?),
-                word => return wrong(format!("{word:?} is no mass: files, shares, posix or ofd")),
+                "sockets" => Mass::Sockets,
+                "maps" => Mass::Maps(words.name()?),
+                word => {
+                    let all = "files, shares, posix, ofd, sockets or maps";
+                    return wrong(format!("{word:?} is no mass: {all}"));
+                }
             };
             Command::Mass { count, mass }
         }
@@ -475,7 +510,7 @@ mod tests {
     fn only_what_can_block_is_left_for_later() {
         assert!(parse("later flock a ex").is_ok());
         assert!(parse("later open a lock wo").is_ok());
-        assert_eq!(why_not("later exit 0"), "only a lock or an open can be left for later");
+        assert_eq!(why_not("later exit 0"), "only a lock, an open or a read can be left for later");
         assert!(parse("later later flock a ex").is_err());
     }
 

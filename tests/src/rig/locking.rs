@@ -58,6 +58,24 @@ pub(super) fn take(fd: BorrowedFd<'_>, asked: Asked, patience: Patience) -> Resu
     }
 }
 
+/// Tries again and again until the lock is there.
+pub(super) fn insist(fd: BorrowedFd<'_>, asked: Asked) -> Result<()> {
+    loop {
+        match take(fd, asked, Patience::None) {
+            Err(error) if is_refusal(&error) => {}
+            result => return result,
+        }
+    }
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let errno = cause.downcast_ref::<rustix::io::Errno>();
+        kind == Some(io::ErrorKind::WouldBlock) || errno == Some(&rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
 /// How many locks come and go at once in a churn.
 const CHURNED: u64 = 64;
 
@@ -155,7 +173,7 @@ impl Later {
         Ok((Some(self), if blocked { Progress::Blocked } else { Progress::Running }))
     }
 
-    /// True where the thread sleeps in one of the calls that lock. The names of the kernel
+    /// True where the thread sleeps in one of the calls that may be left for later. The names of the kernel
     /// functions that they sleep in differ between kernels, the calls do not.
     fn is_blocked(&self) -> bool {
         // The thread may end at any moment, and its folder with it.
@@ -167,8 +185,8 @@ impl Later {
         };
         let asleep = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'D']));
         let number = call.split(' ').next().and_then(|word| word.parse::<libc::c_long>().ok());
-        let locks = [libc::SYS_flock, libc::SYS_fcntl, libc::SYS_openat];
-        asleep && number.is_some_and(|number| locks.contains(&number))
+        let calls = [libc::SYS_flock, libc::SYS_fcntl, libc::SYS_openat, libc::SYS_read];
+        asleep && number.is_some_and(|number| calls.contains(&number))
     }
 
     /// For a forked child, in which the thread does not exist.

@@ -54,6 +54,15 @@ pub(super) fn send(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> Result
     Ok(())
 }
 
+/// Two sockets that stay open, with a byte and no descriptor on its way between them.
+pub(super) fn byte_in_flight() -> Result<()> {
+    let (tx, rx) = socket_pair()?;
+    rustix::net::send(&tx, b"b", SendFlags::DONTWAIT).context("send")?;
+    number(tx);
+    number(rx);
+    Ok(())
+}
+
 /// Takes a descriptor that is in flight.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -86,10 +95,17 @@ pub(super) fn map(fd: BorrowedFd<'_>) -> Result<usize> {
 /// `IORING_REGISTER_FILES` of `linux/io_uring.h`.
 const REGISTER_FILES: libc::c_uint = 2;
 
+/// `IORING_SETUP_SQPOLL` of `linux/io_uring.h`.
+const SETUP_SQPOLL: u64 = 2;
+
 /// Makes an io_uring and registers one file with it.
-pub(super) fn ring_with(descriptor: BorrowedFd<'_>) -> Result<RawFd> {
-    // `struct io_uring_params` is 120 bytes; all zeros asks for nothing special.
+pub(super) fn ring_with(descriptor: BorrowedFd<'_>, polled: bool) -> Result<RawFd> {
+    // `struct io_uring_params` is 120 bytes; all zeros asks for nothing special. Its third `u32` is
+    // the flags.
     let mut params = [0_u64; 15];
+    if polled {
+        params[1] = SETUP_SQPOLL;
+    }
     // SAFETY: the kernel reads and writes one `struct io_uring_params` at the pointer.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
     if ring < 0 {
@@ -105,6 +121,63 @@ pub(super) fn ring_with(descriptor: BorrowedFd<'_>) -> Result<RawFd> {
         return Err(io::Error::last_os_error()).context("io_uring_register");
     }
     Ok(ring)
+}
+
+/// `LOOP_CTL_GET_FREE` and `LOOP_CONFIGURE` (5.8) of `linux/loop.h`.
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+/// `LO_FLAGS_AUTOCLEAR`: the device is given back with its last descriptor.
+const AUTOCLEAR: u32 = 4;
+/// Attempts to take a device that somebody else may take first.
+const ATTEMPTS: usize = 20;
+
+/// `struct loop_config` of `linux/loop.h`: a descriptor, a block size, `struct loop_info64` and 64
+/// reserved bytes.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    /// Five `__u64`, then four `__u32` of which the last one is the flags, then names and keys.
+    before_flags: [u64; 5],
+    type_and_key: [u32; 3],
+    flags: u32,
+    rest: [u8; 232 - 56],
+    reserved: [u64; 8],
+}
+
+/// Makes a loop device over an open file; answers with it and its number.
+pub(super) fn loop_device(file: BorrowedFd<'_>) -> Result<(OwnedFd, libc::c_int)> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let control = open("/dev/loop-control", flags, Mode::empty()).context("/dev/loop-control")?;
+    let mut last = io::Error::other("no attempt");
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the call takes no pointer.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+        if number < 0 {
+            return Err(io::Error::last_os_error()).context("LOOP_CTL_GET_FREE");
+        }
+        let path = format!("/dev/loop{number}");
+        let device = open(path.as_str(), flags, Mode::empty()).context(path)?;
+        let config = LoopConfig {
+            fd: file.as_raw_fd().unsigned_abs(),
+            block_size: 0,
+            before_flags: [0; 5],
+            type_and_key: [0; 3],
+            flags: AUTOCLEAR,
+            rest: [0; 232 - 56],
+            reserved: [0; 8],
+        };
+        // SAFETY: the kernel reads one `struct loop_config` at the pointer.
+        if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
+            return Ok((device, number));
+        }
+        last = io::Error::last_os_error();
+        if last.raw_os_error() != Some(libc::EBUSY) {
+            break;
+        }
+    }
+    Err(last).context("LOOP_CONFIGURE")
 }
 
 /// Gives up ownership: from here on the play decides when the number is closed.

@@ -81,6 +81,7 @@ impl Player {
                 locking::take(self.descriptors.get(name)?, *asked, Patience::None)?;
             }
             Command::Later(command) => self.later(command)?,
+            Command::Insist(command) => self.insist(command)?,
             Command::Progress => answer = self.progress()?,
             Command::Fork { name, birth } => return self.fork(name, birth),
             Command::Thread { name, own_files } => self.thread(name, *own_files)?,
@@ -94,6 +95,17 @@ impl Player {
                 let text = CString::new(text.clone()).context("a comm holds no NUL")?;
                 rustix::thread::set_name(&text).context("prctl PR_SET_NAME")?;
             }
+            Command::LoopDevice { device, name } => {
+                let made = passing::loop_device(self.descriptors.get(name)?)?;
+                let fd = passing::number(made.0);
+                self.descriptors.add(device.clone(), fd)?;
+                answer = format!("number={}", made.1);
+            }
+            Command::Unshare => {
+                // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+                    .context("unshare CLONE_NEWNET")?;
+            }
             Command::Become { uid } => become_user(*uid)?,
             Command::Unlink { path } => files::unlink(path)?,
             Command::Replace { path } => files::replace(path)?,
@@ -101,6 +113,9 @@ impl Player {
                 let written =
                     rustix::io::write(self.descriptors.get(name)?, text).context("write")?;
                 ensure!(written == text.len(), "wrote {written} bytes of {}", text.len());
+            }
+            Command::Read { name } => {
+                files::read_byte(self.descriptors.get(name)?)?;
             }
             Command::Show { path } => answer = language::escape(&files::content(path)?),
             Command::Map { name } => {
@@ -125,8 +140,8 @@ impl Player {
                 self.descriptors.add(name.clone(), fd)?;
                 answer = format!("fd={fd}");
             }
-            Command::Uring { ring, name } => {
-                let fd = passing::ring_with(self.descriptors.get(name)?)?;
+            Command::Uring { ring, name, polled } => {
+                let fd = passing::ring_with(self.descriptors.get(name)?, *polled)?;
                 self.descriptors.add(ring.clone(), fd)?;
                 answer = format!("fd={fd}");
             }
@@ -162,8 +177,22 @@ impl Player {
                 let fd = files::open(&path, mode, cloexec)?;
                 Ok(Some((name, passing::number(fd))))
             })?,
-            _ => bail!("only a lock or an open can be left for later"),
+            Command::Read { name } => {
+                let fd = self.descriptors.get(&name)?;
+                Later::start(move || files::read_byte(fd).map(|()| None))?
+            }
+            _ => bail!("only a lock, an open or a read can be left for later"),
         });
+        Ok(())
+    }
+
+    fn insist(&mut self, command: &Command) -> Result<()> {
+        ensure!(self.later.is_none(), "there is something left for later already");
+        let Command::Lock { name, asked } = command else {
+            bail!("only a lock can be insisted on");
+        };
+        let (fd, asked) = (self.descriptors.get(name)?, *asked);
+        self.later = Some(Later::start(move || locking::insist(fd, asked).map(|()| None))?);
         Ok(())
     }
 

@@ -8,13 +8,17 @@ mod classification;
 mod columns;
 mod exit_codes;
 mod identity;
+mod in_flight;
 mod kernel;
+mod kernel_held;
 mod listing;
+mod mapped;
 mod names;
 mod namespaces;
 mod peers;
 mod reclaim;
 mod refused;
+mod registered;
 mod rig;
 mod sources;
 mod stories;
@@ -44,6 +48,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
+    ("in_flight", in_flight::TESTS),
+    ("registered", registered::TESTS),
+    ("mapped", mapped::TESTS),
+    ("kernel_held", kernel_held::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -42,12 +42,8 @@ fn a_lock_in_flight_is_listed_with_its_path(scene: &mut Scene) -> Result<()> {
     let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     same!("path", lock.path, Some(scene.path_text("lock")?));
-    lock.is("orphaned/unaccounted")?;
-    lock.acquired_by_dead(scene.pid("owner")?)?;
-    same!("holders", lock.holders.len(), 0);
-    let told = lock.evidence.iter().any(|fact| fact.contains("scm_rights"));
-    ensure!(told, "the evidence does not say where nobody looked: {:?}", lock.evidence);
-    Ok(())
+    lock.is("orphaned/scm_rights")?;
+    lock.acquired_by_dead(scene.pid("owner")?)
 }
 
 fn a_lock_in_flight_on_another_mount_is_listed_with_its_path(scene: &mut Scene) -> Result<()> {
@@ -82,7 +78,7 @@ fn check_of_a_lock_in_flight_is_hot(scene: &mut Scene) -> Result<()> {
     let path = scene.path_text("lock")?;
     let run = scene.run(&["check", &path, "--source", "bpf"])?;
     let line = run.exits(1)?.last_line()?;
-    ensure!(line.starts_with("ERROR: lock: HOT (unaccounted"), "said {line:?}");
+    ensure!(line.starts_with("ERROR: lock: HOT (scm_rights"), "said {line:?}");
     Ok(())
 }
 
@@ -97,8 +93,8 @@ fn what_is_in_flight_from_the_living_is_no_orphan(scene: &mut Scene) -> Result<(
     )?;
     let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
-    lock.is("unknown")?;
-    lock.raises("acquirer_detached")
+    lock.is("held")?;
+    lock.does_not_raise("acquirer_detached")
 }
 
 fn many_locks_in_flight_are_all_listed(scene: &mut Scene) -> Result<()> {
@@ -126,7 +122,7 @@ fn many_locks_in_flight_are_all_listed(scene: &mut Scene) -> Result<()> {
     let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
     for number in 0..MANY {
         let name = format!("lock{number}");
-        report.only_lock_on(&scene.file(&name)?).context(name)?.is("orphaned/unaccounted")?;
+        report.only_lock_on(&scene.file(&name)?).context(name)?.is("orphaned/scm_rights")?;
     }
     Ok(())
 }

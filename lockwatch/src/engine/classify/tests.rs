@@ -1,8 +1,8 @@
 //! Verdicts as specifications: each test is one way in which a lock comes to be what it is.
 
 use super::*;
-use crate::engine::identity::{Access, LockKind, Owner, Range};
-use crate::engine::snapshot::FileIx;
+use crate::engine::identity::{Access, BootTime, LockKind, Owner, ProcessId, Range};
+use crate::engine::snapshot::{FileIx, Remembered, Taken};
 
 const ACQUIRER: Pid = 100;
 const HOUR: u64 = 3_600_000_000_000;
@@ -52,6 +52,10 @@ struct Case {
     births: Births,
     nested: bool,
     hidden: bool,
+    death: Option<Death>,
+    overdue: bool,
+    places: Vec<Place>,
+    processes: BTreeMap<Pid, Process>,
 }
 
 impl Case {
@@ -66,6 +70,10 @@ impl Case {
             births: births(),
             nested: false,
             hidden: false,
+            death: None,
+            overdue: false,
+            places: Vec::new(),
+            processes: BTreeMap::new(),
         }
     }
 
@@ -85,10 +93,14 @@ impl Case {
             lock: &self.lock,
             acquirer: self.acquirer.as_ref(),
             survivors: &survivors,
+            death: self.death.as_ref(),
+            overdue: self.overdue,
+            places: &self.places.iter().collect::<Vec<_>>(),
+            search: &Search::none("nobody looked"),
+            processes: &self.processes,
             births: &self.births,
             nested: self.nested,
             hidden: self.hidden,
-            not_searched: &[Via::ScmRights],
         })
     }
 
@@ -182,7 +194,8 @@ fn a_lock_without_any_reference_is_unaccounted_and_says_where_nobody_looked() {
     let case = Case::new(None, vec![]);
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Unaccounted), LIKELY));
     let evidence = case.verdict().evidence;
-    assert!(evidence.contains(&Evidence::NotSearched { places: &[Via::ScmRights] }));
+    let gaps = Search::none("nobody looked").gaps;
+    assert!(evidence.contains(&Evidence::NotSearched { places: gaps }));
 }
 
 #[test]
@@ -270,4 +283,190 @@ fn a_lease_that_is_being_broken_says_so() {
     case.lock.breaking_to = Some(Access::Read);
     let evidence = case.verdict().evidence;
     assert!(evidence.contains(&Evidence::LeaseBreaking { to: Access::Read }));
+}
+
+/// Second 15 after boot; the acquirer was born in second 10.
+const TAKEN: u64 = 15_000_000_000;
+
+/// Somebody watched: taken at [`TAKEN`], and the acquirer ended so.
+fn watched(mut case: Case, death: Option<(Option<i32>, Option<i32>)>) -> Case {
+    let id = ProcessId { pid: ACQUIRER, start: StartTime(10_000_000_000) };
+    let by = Remembered {
+        id,
+        comm: b"locksmith".as_slice().into(),
+        ns_pid: None,
+        pid_ns: None,
+        exe: None,
+        cgroup: None,
+    };
+    case.lock.taken = Some(Taken { at: BootTime(TAKEN), by });
+    case.death =
+        death.map(|(code, signal)| Death { process: id, at: BootTime(TAKEN * 2), code, signal });
+    case.births = Births::default();
+    case
+}
+
+const CLEAN: Option<(Option<i32>, Option<i32>)> = Some((Some(0), None));
+const KILLED: Option<(Option<i32>, Option<i32>)> = Some((None, Some(9)));
+const FAILED: Option<(Option<i32>, Option<i32>)> = Some((Some(1), None));
+const INHERITED: (State, Option<Reason>, Confidence) =
+    (State::Orphaned, Some(Reason::Inherited), CERTAIN);
+
+#[test]
+fn history_proves_that_a_survivor_was_there_before_the_lock_was_taken() {
+    // Younger than the acquirer, older than the taking: only the time of the taking tells.
+    for death in [None, CLEAN, KILLED, FAILED] {
+        let case = watched(Case::new(None, vec![(300, born(12)), (301, born(20))]), death);
+        assert_eq!(case.state(), (State::Shared, None, CERTAIN), "{death:?}");
+        assert!(case.verdict().evidence.contains(&Evidence::HolderBefore { pid: 300 }));
+    }
+}
+
+#[test]
+fn history_proves_a_hand_over_by_a_clean_exit_alone() {
+    let case = watched(Case::new(None, vec![(300, forked(20)), (301, born(21))]), CLEAN);
+    assert_eq!(case.state(), (State::HandedOver, None, CERTAIN));
+    let case = watched(Case::new(None, vec![(300, forked(20))]), None);
+    assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "how it ended was not seen");
+    assert!(case.verdict().evidence.contains(&Evidence::ExitUnknown));
+}
+
+#[test]
+fn a_child_of_an_acquirer_that_crashed_holds_an_orphan() {
+    for death in [KILLED, FAILED] {
+        let case = watched(Case::new(None, vec![(300, forked(20))]), death);
+        assert_eq!(case.state(), INHERITED, "{death:?}");
+        let mut unread = forked(20);
+        unread.forked_no_exec = None;
+        let case = watched(Case::new(None, vec![(300, unread)]), death);
+        assert_eq!(case.state(), INHERITED, "an exec does not matter then");
+    }
+}
+
+#[test]
+fn a_later_born_survivor_that_execed_holds_an_orphan_however_the_acquirer_ended() {
+    for death in [None, CLEAN, KILLED, FAILED] {
+        let case = watched(Case::new(None, vec![(300, born(20))]), death);
+        assert_eq!(case.state(), INHERITED, "{death:?}");
+        assert_eq!(case.verdict().acquirer_alive, Some(false));
+    }
+}
+
+#[test]
+fn a_birth_that_cannot_be_told_from_the_taking_is_unknown() {
+    // Clock ticks: the start may be as late as the tick's end.
+    let mut survivor = born(0);
+    survivor.start = Some(StartTime(TAKEN - 5_000_000 - TAKEN % StartTime::NANOS_PER_TICK));
+    assert!(!survivor.start.unwrap().is_whole_ticks());
+    let exact = watched(Case::new(None, vec![(300, survivor.clone())]), KILLED);
+    assert_eq!(exact.state().0, State::Shared);
+    survivor.start = Some(StartTime(TAKEN));
+    let same = watched(Case::new(None, vec![(300, survivor.clone())]), KILLED);
+    assert_eq!(same.state(), UNKNOWN);
+    survivor.start = Some(StartTime(TAKEN - StartTime::NANOS_PER_TICK));
+    let mut ticks = watched(Case::new(None, vec![(300, survivor.clone())]), KILLED);
+    assert_eq!(ticks.state().0, State::Shared, "the whole tick lies before");
+    ticks.lock.taken.as_mut().unwrap().at = BootTime(TAKEN - 1_000_000);
+    assert_eq!(ticks.state(), UNKNOWN, "the tick contains the taking");
+    survivor.start = None;
+    let unread = watched(Case::new(None, vec![(300, survivor)]), KILLED);
+    assert_eq!(unread.state(), UNKNOWN);
+    assert_eq!(unread.verdict().evidence.last(), Some(&Evidence::HolderBirthUnknown { pid: 300 }));
+}
+
+#[test]
+fn without_its_exec_a_survivor_of_a_clean_exit_is_unknown() {
+    let mut survivor = born(20);
+    survivor.forked_no_exec = None;
+    for death in [None, CLEAN] {
+        let case = watched(Case::new(None, vec![(300, survivor.clone())]), death);
+        assert_eq!(case.state(), UNKNOWN);
+        assert_eq!(case.verdict().evidence.last(), Some(&Evidence::HolderExecUnknown { pid: 300 }));
+    }
+}
+
+#[test]
+fn what_could_not_be_read_hides_a_rightful_holder_from_history_too() {
+    let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
+    case.hidden = true;
+    assert_eq!(case.state(), UNKNOWN);
+    assert!(case.verdict().evidence.contains(&Evidence::Hidden));
+}
+
+#[test]
+fn history_proves_that_the_recorded_pid_has_a_new_owner() {
+    // It even refers to the lock, as a process that inherited it and got the old pid would.
+    let another = born(30);
+    let survivors = vec![(ACQUIRER, another.clone())];
+    let case = watched(Case::new(Some(another), survivors), KILLED);
+    let verdict = case.verdict();
+    assert!(verdict.recycled);
+    assert_eq!((verdict.state, verdict.confidence), (State::Orphaned, CERTAIN));
+    assert!(verdict.evidence.contains(&Evidence::PidRecycledProven { pid: ACQUIRER }));
+    assert_eq!(verdict.acquirer_alive, Some(false));
+}
+
+#[test]
+fn a_recycled_pid_is_told_apart_within_one_clock_tick() {
+    let mut another = born(10);
+    another.start = Some(StartTime(10_000_000_001));
+    let case = watched(Case::new(Some(another.clone()), vec![(300, born(20))]), KILLED);
+    assert!(!case.verdict().recycled, "history may have it in clock ticks");
+    let mut exact = case;
+    exact.lock.taken.as_mut().unwrap().by.id.start = StartTime(10_000_000_002);
+    assert!(exact.verdict().recycled);
+}
+
+#[test]
+fn history_proves_that_an_acquirer_let_go_of_it_and_lives() {
+    let case = watched(Case::new(Some(born(10)), vec![(300, born(20))]), None);
+    let verdict = case.verdict();
+    assert!(verdict.detached && !verdict.recycled);
+    assert_eq!(verdict.state, State::Unknown, "while it lives its leak is no orphan");
+    assert_eq!(verdict.acquirer_alive, Some(true));
+}
+
+#[test]
+fn an_acquirer_that_is_stuck_in_its_exit_longer_than_the_grace_leaves_an_orphan() {
+    let exiting = Process { exiting: true, ..born(10) };
+    for survivors in [vec![], vec![(ACQUIRER, exiting.clone())]] {
+        let mut case = watched(Case::new(Some(exiting.clone()), survivors.clone()), KILLED);
+        let early = if survivors.is_empty() { State::Unknown } else { State::Held };
+        assert_eq!(case.state().0, early, "within the grace");
+        case.overdue = true;
+        assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));
+        case.death = None;
+        assert_eq!(case.state().0, early, "nobody saw it die");
+    }
+}
+
+#[test]
+fn a_stuck_acquirer_does_not_take_the_lock_from_those_who_share_it() {
+    let exiting = Process { exiting: true, ..born(10) };
+    let survivors = vec![(ACQUIRER, exiting.clone()), (300, born(12))];
+    let mut case = watched(Case::new(Some(exiting), survivors), KILLED);
+    case.overdue = true;
+    assert_eq!(case.state(), (State::Shared, None, CERTAIN));
+}
+
+#[test]
+fn a_posix_lock_in_a_shared_table_is_handed_over_by_a_clean_exit_alone() {
+    let of = |death| {
+        let mut case = watched(Case::new(None, vec![(300, forked(20))]), death);
+        case.lock.kind = LockKind::Posix;
+        case.state()
+    };
+    assert_eq!(of(CLEAN), (State::HandedOver, None, CERTAIN));
+    assert_eq!(of(KILLED), (State::Orphaned, Some(Reason::SharedFiles), CERTAIN));
+    assert_eq!(of(None), (State::Orphaned, Some(Reason::SharedFiles), LIKELY));
+}
+
+#[test]
+fn history_of_another_taking_proves_nothing() {
+    let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
+    case.lock.taken.as_mut().unwrap().by.id.pid = ACQUIRER + 1;
+    assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "as without history");
+    let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
+    case.death.as_mut().unwrap().process.start = StartTime(1);
+    assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "the death of another process");
 }

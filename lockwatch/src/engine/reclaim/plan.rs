@@ -8,8 +8,8 @@ use crate::engine::classify::{Confidence, Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::identity::{LockKind, Owner, Pid, ProcessId, RecordedPid};
 use crate::engine::input::{FileId, LockName};
-use crate::engine::snapshot::{Reference, Taken, Via};
-use crate::engine::view::{LockView, View};
+use crate::engine::snapshot::{PlaceKind, Taken, Via};
+use crate::engine::view::{Holding, LockView, View};
 
 /// How a lock is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,8 +62,13 @@ pub struct Holder {
     pub comm: Box<[u8]>,
     /// How it refers.
     pub via: Via,
-    /// Its descriptor. Of a POSIX lock: any of the file.
+    /// Its descriptor: of the file, or of the socket or ring that the description is in. Of a POSIX
+    /// lock: any of the file.
     pub fd: Option<u32>,
+    /// Sockets and rings around the one of the description that are in no fd table.
+    pub depth: u32,
+    /// False where nothing is left of it but its exit status.
+    pub runs: bool,
 }
 
 /// A process that has the file open for writing.
@@ -197,17 +202,13 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Every process that holds the lock, each once, by its first descriptor.
+/// Every process that holds the lock, each once, by the way that is in easiest reach.
 fn holders(view: &View, lock: &LockView) -> Result<Vec<Holder>, Refusal> {
-    let by_table = view.lock(lock).kind.belongs_to_fd_table();
     let mut found: Vec<Holder> = Vec::new();
-    for reference in view.holders(lock) {
-        let held = holder(view, reference, by_table)?;
+    for holding in view.holdings(lock) {
+        let Some(held) = holder(view, &holding)? else { continue };
         match found.iter_mut().find(|other| other.process == held.process) {
-            // A descriptor of the process's own table is in easier reach than a thread's.
-            Some(other) if other.tid != other.reader_pid && held.tid == held.reader_pid => {
-                *other = held;
-            }
+            Some(other) if reach(&held) < reach(other) => *other = held,
             Some(_) => {}
             None => found.push(held),
         }
@@ -215,18 +216,38 @@ fn holders(view: &View, lock: &LockView) -> Result<Vec<Holder>, Refusal> {
     Ok(found)
 }
 
-fn holder(view: &View, reference: &Reference, by_table: bool) -> Result<Holder, Refusal> {
-    let unknown = Refusal::ProcessUnknown { pid: reference.pid };
-    let process = view.process(reference.pid).ok_or(unknown.clone())?;
-    let reader_pid = process.reader_pid.unwrap_or(reference.pid);
-    Ok(Holder {
-        process: ProcessId { pid: reference.pid, start: process.start.ok_or(unknown)? },
+fn holder(view: &View, holding: &Holding<'_>) -> Result<Option<Holder>, Refusal> {
+    let Some(pid) = holding.pid else { return Ok(None) };
+    let unknown = Refusal::ProcessUnknown { pid };
+    let process = view.process(pid).ok_or(unknown.clone())?;
+    let reader_pid = process.reader_pid.unwrap_or(pid);
+    let tid = holding.tid.filter(|&tid| tid != pid).unwrap_or(reader_pid);
+    let depth = holding.place.map_or(0, |place| match place.kind {
+        PlaceKind::Queue { depth, .. } | PlaceKind::Ring { depth, .. } => depth,
+        PlaceKind::Mapping { .. } | PlaceKind::Kernel { .. } => 0,
+    });
+    Ok(Some(Holder {
+        process: ProcessId { pid, start: process.start.ok_or(unknown)? },
         reader_pid,
-        tid: if reference.tid == reference.pid { reader_pid } else { reference.tid },
+        tid,
         comm: process.comm.clone(),
-        via: if by_table { Via::Files } else { reference.via },
-        fd: reference.fd,
-    })
+        via: holding.via,
+        fd: holding.fd,
+        depth,
+        runs: !process.zombie,
+    }))
+}
+
+/// How far away a holder's description is: 0 is a descriptor in the process's own table.
+fn reach(holder: &Holder) -> (u32, u32) {
+    let of_thread = u32::from(holder.tid != holder.reader_pid);
+    let via = match holder.via {
+        _ if !holder.runs || holder.fd.is_none() => 4,
+        Via::Fd | Via::Files => of_thread,
+        Via::ScmRights => 2 + of_thread,
+        Via::IoUring | Via::Mmap | Via::Kernel => 4,
+    };
+    (via, holder.depth)
 }
 
 /// The method, and the process through which it goes.
@@ -236,28 +257,28 @@ fn choose(
     wanted: Wanted,
     holders: &[Holder],
 ) -> Result<(Method, Holder), Refusal> {
-    let no_way = Refusal::NoWay { reason: lock.verdict.reason };
     let by_table = view.lock(lock).kind.belongs_to_fd_table();
-    // Whoever still runs and has a descriptor in its own table is reached in one step.
-    let runs =
-        |holder: &&Holder| view.process(holder.process.pid).is_some_and(|process| !process.zombie);
-    let reached = holders
-        .iter()
-        .filter(runs)
-        .filter(|holder| holder.fd.is_some())
-        .min_by_key(|holder| (holder.tid != holder.reader_pid, holder.process.pid));
+    let no_way = || match view.places(lock).next() {
+        Some(place) => Refusal::without_descriptor(place.via()),
+        None => Refusal::NoWay { reason: lock.verdict.reason },
+    };
+    let nearest =
+        holders.iter().min_by_key(|holder| (reach(holder), holder.process)).ok_or_else(no_way)?;
+    let has_descriptor = reach(nearest).0 < 2;
     match wanted {
         Wanted::Auto | Wanted::Fd if by_table => Err(Refusal::posix_by_descriptor()),
-        Wanted::Auto | Wanted::Fd => {
-            let through = reached.ok_or(no_way)?;
-            Ok((Method::Fd, through.clone()))
+        Wanted::Auto | Wanted::Fd if has_descriptor => Ok((Method::Fd, nearest.clone())),
+        Wanted::Auto | Wanted::Fd if reach(nearest).0 < 4 && nearest.depth == 0 => {
+            Ok((Method::Queue, nearest.clone()))
         }
-        Wanted::Inject => {
-            let through = reached.ok_or(no_way)?;
-            Ok((Method::Inject, through.clone()))
-        }
+        Wanted::Inject if has_descriptor => Ok((Method::Inject, nearest.clone())),
+        Wanted::Auto | Wanted::Fd | Wanted::Inject => Err(no_way()),
         Wanted::Signal => {
-            let first = holders.iter().find(runs).ok_or(no_way)?;
+            if view.holdings(lock).any(|holding| holding.pid.is_none()) {
+                // It would outlive them all.
+                return Err(no_way());
+            }
+            let first = holders.iter().find(|holder| holder.runs).ok_or_else(no_way)?;
             Ok((Method::Signal, first.clone()))
         }
     }

@@ -138,15 +138,12 @@ fn still_holds(holder: &Holder, view: &View, lock: &LockView) -> Result<(), Race
     if process.start.map(|start| start.ticks()) != Some(holder.process.start.ticks()) {
         return race("is another process");
     }
-    let refers = view.holders(lock).any(|reference| {
-        (reference.pid, reference.fd) == (holder.process.pid, holder.fd)
-            || (plan_is_by_table(view, lock) && reference.pid == holder.process.pid)
+    let by_table = view.lock(lock).kind.belongs_to_fd_table();
+    let refers = view.holdings(lock).any(|holding| {
+        holding.pid == Some(holder.process.pid)
+            && (by_table || (holding.via, holding.fd) == (holder.via, holder.fd))
     });
     if refers { Ok(()) } else { race("holds it no more") }
-}
-
-fn plan_is_by_table(view: &View, lock: &LockView) -> bool {
-    view.lock(lock).kind.belongs_to_fd_table()
 }
 
 /// Why the id is not there.

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::engine::classify::{Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::identity::{LockKind, Pid};
+use crate::engine::snapshot::Via;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +81,30 @@ impl Refusal {
                   kernel says success and the lock stays. `--method inject` has its process unlock \
                   it and go on, `--method signal` ends its process",
         }
+    }
+
+    /// A description that no fd table shows.
+    pub(super) fn without_descriptor(via: Via) -> Self {
+        let why = match via {
+            Via::Mmap => {
+                "only a mapping is left, through which nobody reaches the description: \
+                          `--method signal` ends the process that has it mapped"
+            }
+            Via::IoUring => {
+                "only a registration with io_uring is left, which no other process can fetch: \
+                 `--method signal` ends the process that has the ring"
+            }
+            Via::Kernel => {
+                "only the kernel itself has it: detach the loop device (losetup -d), the swap \
+                 file (swapoff) or the mount that uses it"
+            }
+            Via::ScmRights => {
+                "it is in flight in a unix socket that no process has open, so nobody can be asked \
+                 for it: it ends when the socket that it was sent to is accepted or closed"
+            }
+            Via::Fd | Via::Files => "no descriptor of it is in reach",
+        };
+        Self::MethodDoesNotFit { why }
     }
 
     /// The name in JSON.

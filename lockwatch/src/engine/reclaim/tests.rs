@@ -78,7 +78,7 @@ fn orphan(kind: LockKind) -> Snapshot {
 
 fn view(snapshot: Snapshot) -> View {
     let ids = id::assign(&snapshot, &IdKey([1; 16]));
-    View::new(snapshot, &ids, &[])
+    View::new(snapshot, &ids)
 }
 
 fn planned(snapshot: &Snapshot, wanted: Wanted, forced: bool) -> Result<Plan, Refusal> {

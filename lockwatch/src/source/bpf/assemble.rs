@@ -185,19 +185,8 @@ impl Assembler {
 
     fn task(&mut self, record: &TaskRecord) {
         let exiting = record.flags & PF_EXITING != 0;
-        let process = self.snapshot.processes.entry(record.tgid).or_insert_with(|| Process {
-            start: Some(StartTime(record.start)),
-            reader_pid: (record.reader_pid > 0 && record.reader_pid != record.tgid)
-                .then_some(record.reader_pid),
-            ns_pid: (record.ns_pid > 0).then_some(record.ns_pid),
-            pid_ns: (record.pid_ns > 0).then_some(u64::from(record.pid_ns)),
-            ns_level: Some(record.ns_level),
-            comm: comm(&record.comm),
-            parent: (record.parent > 0).then_some(record.parent),
-            forked_no_exec: Some(record.flags & PF_FORKNOEXEC != 0),
-            exiting,
-            ..Process::default()
-        });
+        let entry = self.snapshot.processes.entry(record.tgid);
+        let process = entry.or_insert_with(|| process(record));
         // One thread that stays is enough for the process to stay.
         process.exiting &= exiting;
         if record.tid == record.tgid {
@@ -244,6 +233,23 @@ impl Assembler {
         self.snapshot.stable_owners = true;
         let loose = Loose { unlinked: self.unlinked, names: self.names };
         (self.snapshot, loose, self.targets)
+    }
+}
+
+/// The process that a task belongs to, as far as the task tells.
+pub(super) fn process(record: &TaskRecord) -> Process {
+    Process {
+        start: Some(StartTime(record.start)),
+        reader_pid: (record.reader_pid > 0 && record.reader_pid != record.tgid)
+            .then_some(record.reader_pid),
+        ns_pid: (record.ns_pid > 0).then_some(record.ns_pid),
+        pid_ns: (record.pid_ns > 0).then_some(u64::from(record.pid_ns)),
+        ns_level: Some(record.ns_level),
+        comm: comm(&record.comm),
+        parent: (record.parent > 0).then_some(record.parent),
+        forked_no_exec: Some(record.flags & PF_FORKNOEXEC != 0),
+        exiting: record.flags & PF_EXITING != 0,
+        ..Process::default()
     }
 }
 

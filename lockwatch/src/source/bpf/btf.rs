@@ -27,6 +27,7 @@ pub enum BtfError {
 const MAGIC: u16 = 0xeb9f;
 
 const INT: u32 = 1;
+const POINTER: u32 = 2;
 const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
@@ -101,7 +102,7 @@ impl<'a> Btf<'a> {
                 ARRAY => 12,
                 STRUCT | UNION | DATASEC | ENUM64 => 12 * count,
                 ENUM | FUNC_PROTO => 8 * count,
-                2 | 7..=FUNC | 16 | TYPE_TAG => 0,
+                POINTER | FWD..=FUNC | 16 | TYPE_TAG => 0,
                 _ => return Err(broken("unknown kind")),
             };
             let next = at + 12 + rest;
@@ -183,6 +184,20 @@ impl<'a> Btf<'a> {
             id = member;
         }
         (bits % 8 == 0).then_some(bits / 8)
+    }
+
+    /// How many pointers lead from a member of `structure` to what it is about: 1 for `T *`.
+    pub fn pointers_of(&self, structure: &str, member: &str) -> Option<u32> {
+        let &id = self.structures.get(structure.as_bytes())?;
+        let (_, mut id) = self.member(id, member.as_bytes(), 0)?;
+        for depth in 0..MAX_DEPTH {
+            let stripped = self.strip(id).filter(|&id| id != 0);
+            match stripped.map(|id| self.head(id)) {
+                Some((_, info, target)) if kind(info) == POINTER => id = target,
+                _ => return Some(depth),
+            }
+        }
+        None
     }
 
     fn member(&self, structure: u32, name: &[u8], depth: u32) -> Option<(u32, u32)> {

@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 
 use crate::engine::identity::{Dev, Pid, RecordedPid};
 use crate::engine::snapshot::{FileIx, Process, Snapshot};
+use crate::source::octal::unescape;
 use crate::source::procfs::ProcRoot;
 use crate::source::procfs::limits::Limits;
 use crate::source::procfs::processes::{Processes, Reader};
@@ -35,22 +36,45 @@ pub(super) fn enrich(snapshot: &mut Snapshot, loose: &Loose) -> io::Result<()> {
     for unlinked in &loose.unlinked {
         snapshot.files[unlinked.file.0 as usize].replaced = is_replaced(snapshot, unlinked);
     }
+    let wanted = interesting(snapshot);
+    look_up(snapshot, &root, reader, wanted, &mut limits)?;
+    snapshot.limits.extend(limits.into_list());
+    Ok(())
+}
+
+/// Completes the processes of `pids`, which a search found.
+///
+/// # Errors
+/// Where `/proc` itself cannot be opened.
+pub(super) fn complete(snapshot: &mut Snapshot, pids: BTreeSet<Pid>) -> io::Result<()> {
+    let root = ProcRoot::live();
+    let mut limits = Limits::default();
+    let reader = Reader::of(&root, &mut limits)?;
+    look_up(snapshot, &root, reader, pids, &mut limits)?;
+    snapshot.limits.extend(limits.into_list());
+    Ok(())
+}
+
+fn look_up(
+    snapshot: &mut Snapshot,
+    root: &ProcRoot,
+    reader: Reader,
+    wanted: BTreeSet<Pid>,
+    limits: &mut Limits,
+) -> io::Result<()> {
     // A pid of the initial namespace says nothing in the /proc of a nested one; of a process that
     // is seen there the reader's own number is known.
     let number = |snapshot: &Snapshot, pid: Pid| match snapshot.processes.get(&pid) {
         Some(process) => Some(process.reader_pid.unwrap_or(pid)),
         None => (!snapshot.nested).then_some(pid),
     };
-    let wanted: BTreeMap<Pid, Pid> = interesting(snapshot)
-        .into_iter()
-        .filter_map(|pid| Some((number(snapshot, pid)?, pid)))
-        .collect();
-    let found = Processes::new(&root, reader)?.read(wanted.keys().copied(), |_| false, &mut limits);
+    let wanted: BTreeMap<Pid, Pid> =
+        wanted.into_iter().filter_map(|pid| Some((number(snapshot, pid)?, pid))).collect();
+    let found = Processes::new(root, reader)?.read(wanted.keys().copied(), |_| false, limits);
     for (shown, process) in found {
         let Some(&pid) = wanted.get(&shown) else { continue };
         merge(snapshot, pid, process);
     }
-    snapshot.limits.extend(limits.into_list());
     Ok(())
 }
 
@@ -152,30 +176,6 @@ fn mounts() -> HashMap<Dev, Vec<u8>> {
         }
     }
     mounts
-}
-
-/// `\\040` and the like, which the kernel writes for blanks.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let octal = (*first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                plain.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    plain
 }
 
 /// Both sides are asked of the file system, because what the kernel keeps in an inode and what

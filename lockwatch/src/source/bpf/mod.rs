@@ -6,11 +6,17 @@
 mod assemble;
 pub mod btf;
 mod enrich;
+mod kernel_users;
 pub mod layout;
 pub mod probe;
 pub mod record;
 mod refusal;
+mod search;
+pub mod search_layout;
+pub mod search_record;
 mod seeds;
+mod sightings;
+mod unseen;
 mod window;
 
 use std::fs::File;
@@ -29,6 +35,7 @@ use lockwatch_common::snapshot::{
 };
 use record::{Record, RecordError, Records};
 use seeds::Seeds;
+pub use unseen::explain;
 use window::MappedWindow;
 
 use crate::engine::identity::Dev;

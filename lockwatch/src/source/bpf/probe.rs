@@ -27,6 +27,8 @@ pub struct Answers {
     pub task_file: Answer,
     /// Paths can be asked for in an iterator.
     pub d_path: Answer,
+    /// References that no fd table shows can be searched for.
+    pub search: Answer,
     /// Mappings can be iterated.
     pub task_vma: Answer,
     /// Unix sockets can be iterated.
@@ -73,8 +75,14 @@ pub fn ask() -> Answers {
     let task_file = super::TaskFileIterator::load(u32::MAX)
         .map(|_| "the kernel's own lock tables can be read".into())
         .map_err(|error| error.to_string());
+    let search = super::search::try_out().map_err(|error| error.to_string()).map(|gaps| {
+        let but: Vec<String> =
+            gaps.iter().map(|(via, why)| format!(", but not {}: {why}", via.name())).collect();
+        format!("sockets, rings and mappings can be looked into{}", but.concat())
+    });
     Answers {
         btf,
+        search,
         bpf: Ok("maps and programs can be loaded".into()),
         task_file,
         d_path,
@@ -111,6 +119,7 @@ fn nothing(why: &str, types: Option<(Answer, Answer)>) -> Answers {
         btf,
         bpf,
         task_file: untried(),
+        search: untried(),
         d_path,
         task_vma: untried(),
         unix: untried(),

@@ -35,7 +35,7 @@ pub use identity::kernel_identity;
 pub use root::{FileFacts, Lookups, ProcRoot};
 
 use crate::engine::identity::{Pid, RecordedPid};
-use crate::engine::snapshot::{File, Snapshot};
+use crate::engine::snapshot::{File, Search, Snapshot};
 use files::{Labels, Witness};
 use limits::Limits;
 use processes::{Processes, Reader};
@@ -159,6 +159,8 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
         locks: made.locks,
         waiters: made.waiters,
         references: made.references,
+        places: Vec::new(),
+        search: Search::none("/proc does not show it"),
         processes,
         births,
         limits: limits.into_list(),

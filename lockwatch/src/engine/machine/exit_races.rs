@@ -1,0 +1,130 @@
+//! Attempts on a lock whose owner was already exiting and had not yet released it.
+//!
+//! Refuses to call it a race before the lock is seen to end with its owner, or to be stuck in its
+//! exit: an owner that handed the lock over exits too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::reorder;
+use super::schedule::Schedule;
+use super::telling::{News, Scene};
+use crate::engine::classify::Reason;
+use crate::engine::event::{Kind, Party};
+use crate::engine::id::LockId;
+use crate::engine::identity::{BootTime, ProcessId};
+use crate::engine::input::{Attempt, Ended};
+use crate::engine::snapshot::Death;
+
+/// Attempts, and ends of locks, that are remembered at once.
+const MOST: usize = 1 << 12;
+
+/// Attempts that wait for what becomes of the lock. Bounded by the grace and [`MOST`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct ExitRaces {
+    /// The first attempt of each process on each lock, with the death of its owner.
+    pending: BTreeMap<(LockId, ProcessId), (Attempt, Death)>,
+    /// The kernel may tell of an attempt after the end of the lock that it met. With each end those
+    /// whose attempt was told.
+    ended: BTreeMap<LockId, (Ended, BTreeSet<ProcessId>)>,
+    forgotten: u64,
+}
+
+impl ExitRaces {
+    /// Somebody tried.
+    pub(super) fn attempt(
+        &mut self,
+        attempt: &Attempt,
+        grace: u64,
+        schedule: &mut Schedule,
+        scene: Scene<'_>,
+    ) -> Option<News> {
+        let death = attempt
+            .exiting
+            .filter(|death| death.process != attempt.by.id && death.at <= attempt.at)?;
+        let key = attempt.met.id.key();
+        if let Some((ended, told)) = self.ended.get_mut(&key)
+            && is_end_of(ended, &death, attempt)
+        {
+            let new = told.len() < MOST && told.insert(attempt.by.id);
+            return new.then(|| tell(attempt, death, Some(ended), scene));
+        }
+        schedule.at(death.at.after(grace));
+        self.pending.entry((key, attempt.by.id)).or_insert_with(|| (attempt.clone(), death));
+        if self.pending.len() > MOST {
+            self.pending.pop_first();
+            self.forgotten += 1;
+        }
+        None
+    }
+
+    /// A lock ended.
+    pub(super) fn end(&mut self, ended: &Ended, scene: Scene<'_>) -> Vec<News> {
+        let key = ended.lock.id.key();
+        let mut news = Vec::new();
+        let mut told = BTreeSet::new();
+        self.pending.retain(|(id, by), (attempt, death)| {
+            if *id != key {
+                return true;
+            }
+            if is_end_of(ended, death, attempt) {
+                told.insert(*by);
+                news.push(tell(attempt, *death, Some(ended), scene));
+            }
+            false
+        });
+        self.ended.insert(key, (ended.clone(), told));
+        if self.ended.len() > MOST {
+            self.ended.pop_first();
+        }
+        news
+    }
+
+    /// A reading that was begun at `begun` shows what became of locks whose end was not told.
+    pub(super) fn read(&mut self, begun: BootTime, grace: u64, scene: Scene<'_>) -> Vec<News> {
+        let view = scene.view;
+        let mut news = Vec::new();
+        self.pending.retain(|(id, _), (attempt, death)| {
+            if begun < death.at.after(grace) {
+                return true;
+            }
+            let raced = match view.find(*id) {
+                None => view.has_every_lock(),
+                Some(lock) => lock.verdict.reason == Some(Reason::Exiting),
+            };
+            if raced {
+                news.push(tell(attempt, *death, None, scene));
+            }
+            false
+        });
+        news
+    }
+
+    /// Forgets what is too old.
+    pub(super) fn expire(&mut self, now: BootTime) {
+        self.ended.retain(|_, (ended, _)| ended.at.after(2 * reorder::WINDOW) > now);
+    }
+
+    /// How many attempts had to be forgotten since the last call.
+    pub(super) fn forgotten(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten)
+    }
+}
+
+/// True where the lock that an attempt met ended by the death that it met.
+fn is_end_of(ended: &Ended, death: &Death, attempt: &Attempt) -> bool {
+    // Either of the two may be told a little after it happened.
+    ended.death.process == death.process && attempt.at <= ended.at.after(reorder::WINDOW)
+}
+
+fn tell(attempt: &Attempt, death: Death, ended: Option<&Ended>, scene: Scene<'_>) -> News {
+    let by = ended.map(|ended| (&ended.by, ended.taken_at));
+    News::of(
+        scene.recorded(&attempt.met, by, Some(death)),
+        Kind::ExitRace {
+            death,
+            by: Party::from(&attempt.by),
+            at: attempt.at,
+            outcome: attempt.outcome,
+        },
+    )
+}

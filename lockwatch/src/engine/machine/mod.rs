@@ -1,0 +1,285 @@
+//! The engine's one way in: an input and its moment, what is to happen out.
+//!
+//! Refuses to believe the records of the moment: they say when to look, and what happened between
+//! two readings. What locks there are, and what they are in, only readings say.
+//!
+//! What it remembers is bounded by the newest reading, by the windows of time of [`Settings`], and
+//! in each table by a fixed number of entries; what had to be forgotten is told as `lost`.
+
+mod deadlocks;
+mod exit_races;
+mod handoffs;
+mod long_waits;
+mod orphans;
+mod recycled;
+mod reorder;
+mod replaced;
+mod schedule;
+mod telling;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use deadlocks::Deadlocks;
+use exit_races::ExitRaces;
+use handoffs::Handoffs;
+use long_waits::LongWaits;
+use orphans::Orphans;
+use recycled::Recycled;
+use reorder::{Record, Reorder};
+use replaced::Replaced;
+use schedule::Schedule;
+use telling::{News, Scene};
+
+use super::event::{Kind, Party};
+use super::identity::BootTime;
+use super::input::{
+    Acquired, Attempt, Ended, FileId, Input, Moment, Outcome, Output, Reading, Released, Settings,
+    Watched,
+};
+use super::snapshot::Snapshot;
+use super::view::View;
+
+pub use reorder::WINDOW as REORDER_WINDOW;
+
+/// The state between two inputs.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    /// The number of the last event.
+    seq: u64,
+    view: Arc<View>,
+    watched: BTreeMap<FileId, Watched>,
+    schedule: Schedule,
+    reorder: Reorder,
+    orphans: Orphans,
+    handoffs: Handoffs,
+    exit_races: ExitRaces,
+    recycled: Recycled,
+    replaced: Replaced,
+    deadlocks: Deadlocks,
+    long_waits: LongWaits,
+    /// Records that were lost, and when that was known.
+    lost: Option<(u64, BootTime)>,
+    attended: Vec<FileId>,
+}
+
+impl Engine {
+    /// An engine that has been told nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            seq: 0,
+            view: Arc::new(View::new(Snapshot::default(), &[])),
+            watched: BTreeMap::new(),
+            schedule: Schedule::new(settings.gc_interval),
+            reorder: Reorder::default(),
+            orphans: Orphans::default(),
+            handoffs: Handoffs::new(settings.handoff_window),
+            exit_races: ExitRaces::default(),
+            recycled: Recycled::default(),
+            replaced: Replaced::default(),
+            deadlocks: Deadlocks::default(),
+            long_waits: LongWaits::default(),
+            lost: None,
+            attended: Vec::new(),
+            settings,
+        }
+    }
+
+    /// The newest view: the last reading, in which only confirmed orphans are called so.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
+    /// When [`Self::step`] should be called with a [`Input::Tick`] unless there is something else
+    /// before.
+    pub fn deadline(&self) -> Option<BootTime> {
+        let due = [self.reorder.deadline(), self.handoffs.deadline()];
+        let due = due.into_iter().flatten();
+        Some(due.fold(self.schedule.deadline(), BootTime::min))
+    }
+
+    /// Takes one input in. Times that run backwards are no error, and nothing happens earlier for
+    /// them.
+    pub fn step(&mut self, now: Moment, input: Input) -> Vec<Output> {
+        let mut news = Vec::new();
+        self.settle(now.boot, &mut news);
+        self.take(now.boot, input, &mut news);
+        self.settle(now.boot, &mut news);
+        self.handoffs.expire(now.boot);
+        self.exit_races.expire(now.boot);
+        let forgotten =
+            self.handoffs.forgotten() + self.exit_races.forgotten() + self.recycled.forgotten();
+        if forgotten > 0 {
+            self.lose(forgotten, now.boot);
+        }
+        let mut outputs = Vec::new();
+        for news in news {
+            self.seq += 1;
+            outputs.push(Output::Event(Box::new(news.numbered(self.seq, now))));
+        }
+        let attended = self.attention();
+        if attended != self.attended {
+            self.attended.clone_from(&attended);
+            outputs.push(Output::Attend(attended));
+        }
+        if self.schedule.poll(now.boot) {
+            outputs.push(Output::Read);
+        }
+        outputs
+    }
+
+    fn take(&mut self, now: BootTime, input: Input, news: &mut Vec<News>) {
+        let record = match input {
+            Input::Started(started) => {
+                self.seq = started.last_seq.unwrap_or(0);
+                self.schedule.at_once(now);
+                news.push(News::general(Kind::Started {
+                    continued: started.continued,
+                    version: started.version,
+                    kernel: started.kernel,
+                }));
+                return;
+            }
+            Input::Watch(watched) => return self.watch(watched, now),
+            Input::Reading(reading) => return self.read(*reading, now, news),
+            Input::Died(death) => {
+                return self.schedule.at(death.at.min(now).after(self.settings.grace));
+            }
+            Input::Lost(records) => return self.lose(records, now),
+            Input::Tick => return,
+            Input::Reconcile => return self.schedule.at_once(now),
+            Input::GcInterval(interval) => return self.schedule.reconcile_every(interval, now),
+            Input::PidReused(reused) => Record::PidReused(reused),
+            Input::Ended(ended) => Record::Ended(ended),
+            Input::Acquired(acquired) => Record::Acquired(acquired),
+            Input::Released(released) => Record::Released(released),
+            Input::Attempt(attempt) => Record::Attempt(attempt),
+        };
+        self.reorder.take(now, record);
+    }
+
+    /// Takes the records for which it is time.
+    fn settle(&mut self, now: BootTime, news: &mut Vec<News>) {
+        while let Some(record) = self.reorder.next(now) {
+            match record {
+                Record::PidReused(reused) => {
+                    let scene = Scene { view: &self.view, watched: &self.watched };
+                    news.extend(self.recycled.reuse(reused, &mut self.schedule, scene));
+                }
+                Record::Ended(ended) => self.end(ended, news),
+                Record::Acquired(acquired) => self.acquire(&acquired, news),
+                Record::Released(released) => self.release(&released, news),
+                Record::Attempt(attempt) => self.attempt(&attempt, news),
+            }
+        }
+    }
+
+    fn end(&mut self, ended: Ended, news: &mut Vec<News>) {
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        news.extend(self.recycled.end(&ended, scene));
+        let outlived_owner = self.orphans.outlived_owner(ended.lock.id);
+        news.extend(self.orphans.end(&ended));
+        if !outlived_owner {
+            news.extend(self.exit_races.end(&ended, scene));
+            news.extend(self.handoffs.end(ended, scene));
+        }
+    }
+
+    fn acquire(&mut self, acquired: &Acquired, news: &mut Vec<News>) {
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        news.extend(self.handoffs.acquire(acquired, scene));
+        if self.settings.verbose {
+            let by = Party::from(&acquired.by);
+            let told = scene.recorded(&acquired.lock, Some((&acquired.by, acquired.at)), None);
+            news.push(News::of(told, Kind::Acquired { by, at: acquired.at }));
+        }
+    }
+
+    fn release(&mut self, released: &Released, news: &mut Vec<News>) {
+        if self.settings.verbose {
+            let scene = Scene { view: &self.view, watched: &self.watched };
+            let by = Party::from(&released.by);
+            let told = scene.recorded(&released.lock, None, None);
+            news.push(News::of(told, Kind::Released { by, at: released.at }));
+        }
+    }
+
+    fn attempt(&mut self, attempt: &Attempt, news: &mut Vec<News>) {
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        let by = || Party::from(&attempt.by);
+        let at = attempt.at;
+        if !self.orphans.outlived_owner(attempt.met.id) {
+            let grace = self.settings.grace;
+            news.extend(self.exit_races.attempt(attempt, grace, &mut self.schedule, scene));
+        }
+        let told = || scene.recorded(&attempt.met, None, None);
+        match attempt.outcome {
+            Outcome::Refused => {
+                if scene.is_watched(attempt.met.file) || self.orphans.contains(attempt.met.id) {
+                    news.push(News::of(told(), Kind::Refused { by: by(), at }));
+                }
+            }
+            Outcome::Blocked => {
+                if self.settings.verbose {
+                    news.push(News::of(told(), Kind::Blocked { by: by(), at }));
+                }
+            }
+        }
+    }
+
+    fn watch(&mut self, watched: Vec<Watched>, now: BootTime) {
+        let with_file = watched.into_iter().filter_map(|watched| Some((watched.file?, watched)));
+        let watched: BTreeMap<FileId, Watched> = with_file.collect();
+        let is_locked = |file: &FileId| !self.view.on_file(file.dev, file.ino).is_empty();
+        let left = self.watched.keys().filter(|file| !watched.contains_key(*file));
+        // Another file where a locked one was: two may be locked at once.
+        if left.into_iter().any(is_locked) {
+            self.schedule.at_once(now);
+        }
+        self.watched = watched;
+    }
+
+    fn read(&mut self, reading: Reading, now: BootTime, news: &mut Vec<News>) {
+        let Reading { begun, snapshot, ids } = reading;
+        let grace = self.settings.grace;
+        self.schedule.read(begun, now);
+        let overdue = Some(begun.before(grace));
+        let mut view = View::with_patience(snapshot, &ids, overdue);
+        self.orphans.confirm(&mut view, begun, grace, &mut self.schedule);
+        self.view = Arc::new(view);
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        if let Some((records, _)) = self.lost.take_if(|(_, at)| *at <= begun) {
+            news.push(News::general(Kind::Lost { records }));
+        }
+        news.extend(self.orphans.announce(scene));
+        news.extend(self.exit_races.read(begun, grace, scene));
+        news.extend(self.recycled.read(begun, scene));
+        news.extend(self.replaced.read(scene));
+        news.extend(self.deadlocks.read(begun, grace, &mut self.schedule, scene));
+        let threshold = self.settings.long_wait;
+        news.extend(self.long_waits.read(begun, threshold, &mut self.schedule, scene));
+    }
+
+    fn lose(&mut self, records: u64, now: BootTime) {
+        let before = self.lost.map_or(0, |(records, _)| records);
+        self.lost = Some((before.saturating_add(records), now));
+        self.schedule.at_once(now);
+    }
+
+    /// The files whose every lock and attempt matters: those that are watched, those of orphans, and
+    /// those of crashes within their window.
+    fn attention(&self) -> Vec<FileId> {
+        let mut files: BTreeSet<FileId> = self.watched.keys().copied().collect();
+        files.extend(self.orphans.files());
+        files.extend(self.handoffs.files());
+        files.extend(self.reorder.waiting().filter_map(|record| match record {
+            Record::Ended(ended) if handoffs::is_crash(ended) => Some(ended.lock.file),
+            _ => None,
+        }));
+        files.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,131 @@
+//! Recorded pids of live locks that were given to new processes.
+//!
+//! Refuses to compare pids alone: without the acquirer's start time, or the lock having been there
+//! before, nothing is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::schedule::Schedule;
+use super::telling::{News, Scene};
+use crate::engine::event::{Kind, Party};
+use crate::engine::id::LockId;
+use crate::engine::identity::{BootTime, ProcessId, RecordedPid};
+use crate::engine::input::{Ended, PidReused};
+use crate::engine::view::LockView;
+
+/// Reuses that are remembered until the next reading.
+const MOST: usize = 1 << 12;
+
+/// Pids that were reused. Bounded by the locks of the last reading, and [`MOST`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recycled {
+    pending: BTreeMap<ProcessId, BootTime>,
+    told: BTreeSet<(LockId, ProcessId)>,
+    forgotten: u64,
+}
+
+impl Recycled {
+    /// A pid was given to a new process.
+    pub(super) fn reuse(
+        &mut self,
+        reused: PidReused,
+        schedule: &mut Schedule,
+        scene: Scene<'_>,
+    ) -> Vec<News> {
+        let mut news = Vec::new();
+        for lock in &scene.view.locks {
+            if is_proven(lock, scene, reused) {
+                self.tell(lock, reused.process, scene, &mut news);
+            }
+        }
+        // What was taken since the last reading is not in the view.
+        self.pending.insert(reused.process, reused.at);
+        if self.pending.len() > MOST {
+            self.pending.pop_first();
+            self.forgotten += 1;
+        }
+        schedule.at(reused.at);
+        news
+    }
+
+    /// A lock ended: had its pid a new owner by then?
+    pub(super) fn end(&mut self, ended: &Ended, scene: Scene<'_>) -> Vec<News> {
+        let key = ended.lock.id.key();
+        let mut news = Vec::new();
+        for (&process, &at) in &self.pending {
+            let reused = process.pid == ended.by.id.pid
+                && process != ended.by.id
+                && (ended.taken_at..=ended.at).contains(&at);
+            if reused && self.told.insert((key, process)) {
+                let by = Some((&ended.by, ended.taken_at));
+                let told = scene.recorded(&ended.lock, by, Some(ended.death));
+                let to = Party::of(process.pid, None);
+                let to = Party { start: Some(process.start), ..to };
+                news.push(News::of(told, Kind::PidRecycled { to }));
+            }
+        }
+        news
+    }
+
+    /// A new view, of a reading that was begun at `begun`.
+    pub(super) fn read(&mut self, begun: BootTime, scene: Scene<'_>) -> Vec<News> {
+        let view = scene.view;
+        let mut news = Vec::new();
+        let pending: Vec<PidReused> =
+            self.pending.iter().map(|(&process, &at)| PidReused { process, at }).collect();
+        for lock in &view.locks {
+            for &reused in of_pid(&pending, view.lock(lock).acquirer) {
+                if is_proven(lock, scene, reused) {
+                    self.tell(lock, reused.process, scene, &mut news);
+                }
+            }
+            if let Some(process) = proven_tenant(lock, scene) {
+                self.tell(lock, process, scene, &mut news);
+            }
+        }
+        self.pending.retain(|_, at| *at > begun);
+        self.told.retain(|&(id, _)| view.find(id).is_some());
+        news
+    }
+
+    /// How many reuses had to be forgotten since the last call.
+    pub(super) fn forgotten(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    fn tell(&mut self, lock: &LockView, to: ProcessId, scene: Scene<'_>, news: &mut Vec<News>) {
+        if !self.told.insert((lock.id.key(), to)) {
+            return;
+        }
+        let now = scene.view.process(to.pid).filter(|process| process.start == Some(to.start));
+        let party = Party { start: Some(to.start), ..Party::of(to.pid, now) };
+        news.push(News::of(scene.told(lock), Kind::PidRecycled { to: party }));
+    }
+}
+
+/// The reuses of one pid.
+fn of_pid(pending: &[PidReused], recorded: RecordedPid) -> &[PidReused] {
+    let RecordedPid::Local(pid) = recorded else { return &[] };
+    let from = pending.partition_point(|reused| reused.process.pid < pid);
+    let to = pending.partition_point(|reused| reused.process.pid <= pid);
+    pending.get(from..to).unwrap_or_default()
+}
+
+/// True where the lock was taken before the reuse, by another process with that pid.
+fn is_proven(lock: &LockView, scene: Scene<'_>, reused: PidReused) -> bool {
+    let facts = scene.view.lock(lock);
+    facts.acquirer == RecordedPid::Local(reused.process.pid)
+        && match &facts.taken {
+            Some(taken) => taken.by.id != reused.process && taken.at <= reused.at,
+            None => lock.verdict.recycled,
+        }
+}
+
+/// The process that has the recorded pid now, where history proves it to be another one.
+fn proven_tenant(lock: &LockView, scene: Scene<'_>) -> Option<ProcessId> {
+    let facts = scene.view.lock(lock);
+    facts.taken.as_ref().filter(|_| lock.verdict.recycled)?;
+    let RecordedPid::Local(pid) = facts.acquirer else { return None };
+    let start = scene.view.process(pid)?.start?;
+    Some(ProcessId { pid, start })
+}

@@ -1,0 +1,147 @@
+//! What an event says of a lock and of processes, from the newest view.
+//!
+//! Refuses to number or date events: that is the engine's last step.
+
+use std::collections::BTreeMap;
+
+use crate::engine::event::{Event, Holding, Kind, Party, Told};
+use crate::engine::identity::{BootTime, RecordedPid};
+use crate::engine::input::{FileId, LockName, Moment, Watched};
+use crate::engine::snapshot::{Death, Remembered, Waiter};
+use crate::engine::view::{LockView, View};
+
+/// Holders that an event names.
+const HOLDERS: usize = 16;
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// What it is about, where it is about one lock.
+    pub(super) lock: Option<Told>,
+    pub(super) kind: Kind,
+}
+
+impl News {
+    pub(super) fn of(lock: Told, kind: Kind) -> Self {
+        Self { lock: Some(lock), kind }
+    }
+
+    pub(super) fn general(kind: Kind) -> Self {
+        Self { lock: None, kind }
+    }
+
+    /// The event with its number.
+    pub(super) fn numbered(self, seq: u64, at: Moment) -> Event {
+        Event { seq, at, lock: self.lock, kind: self.kind }
+    }
+}
+
+/// The newest view and the files that are watched.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) view: &'a View,
+    pub(super) watched: &'a BTreeMap<FileId, Watched>,
+}
+
+impl Scene<'_> {
+    /// A lock of the view.
+    pub(super) fn told(&self, lock: &LockView) -> Told {
+        let facts = self.view.lock(lock);
+        let name = name(self.view, lock);
+        let taken = facts.taken.as_ref();
+        let recorded = match facts.acquirer {
+            RecordedPid::Local(pid) => Some(Party::of(pid, self.view.acquirer(lock))),
+            _ => None,
+        };
+        Told {
+            path: self.path(name.file),
+            watch: self.watch(name.file),
+            acquirer: taken.map(|taken| Party::from(&taken.by)).or(recorded),
+            death: death(self.view, lock).copied(),
+            taken_at: taken.map(|taken| taken.at),
+            lock: name,
+        }
+    }
+
+    /// A lock of a record.
+    pub(super) fn recorded(
+        &self,
+        name: &LockName,
+        by: Option<(&Remembered, BootTime)>,
+        death: Option<Death>,
+    ) -> Told {
+        let seen = self.view.find(name.id).map(|lock| self.told(lock));
+        let mut told = seen.unwrap_or_else(|| Told {
+            lock: name.clone(),
+            path: self.path(name.file),
+            watch: self.watch(name.file),
+            acquirer: None,
+            death: None,
+            taken_at: None,
+        });
+        told.lock = LockName { id: told.lock.id, ..name.clone() };
+        if let Some((by, at)) = by {
+            told.acquirer = Some(by.into());
+            told.taken_at = Some(at);
+        }
+        told.death = death.or(told.death);
+        told
+    }
+
+    /// True where the file is watched.
+    pub(super) fn is_watched(&self, file: FileId) -> bool {
+        self.watched.contains_key(&file)
+    }
+
+    fn watch(&self, file: FileId) -> Option<String> {
+        self.watched.get(&file).map(|watched| watched.name.clone())
+    }
+
+    fn path(&self, file: FileId) -> Option<Box<[u8]>> {
+        let locks = self.view.on_file(file.dev, file.ino);
+        let seen = locks.first().and_then(|lock| self.view.file(lock).path.clone());
+        seen.or_else(|| self.watched.get(&file).map(|watched| watched.path.clone()))
+    }
+}
+
+/// A lock of the view, by name.
+pub(super) fn name(view: &View, lock: &LockView) -> LockName {
+    let facts = view.lock(lock);
+    LockName {
+        id: lock.id,
+        file: FileId { dev: lock.id.dev, ino: lock.id.ino },
+        kind: facts.kind,
+        access: facts.access,
+        range: facts.range,
+    }
+}
+
+/// The death of the process that took a lock of the view.
+pub(super) fn death<'a>(view: &'a View, lock: &LockView) -> Option<&'a Death> {
+    let taken = view.lock(lock).taken.as_ref()?;
+    view.snapshot.deaths.iter().find(|death| death.process == taken.by.id)
+}
+
+/// The first holders of a lock, and how many more there are.
+pub(super) fn holders(view: &View, lock: &LockView) -> (Vec<Holding>, usize) {
+    let all = view.holders(lock);
+    let more = all.len().saturating_sub(HOLDERS);
+    let holding = |reference: &crate::engine::snapshot::Reference| Holding {
+        by: Party::of(reference.pid, view.process(reference.pid)),
+        via: if view.lock(lock).kind.belongs_to_fd_table() {
+            crate::engine::snapshot::Via::Files
+        } else {
+            reference.via
+        },
+        fd: reference.fd,
+    };
+    (all.take(HOLDERS).map(holding).collect(), more)
+}
+
+/// Who asks.
+pub(super) fn requester(view: &View, waiter: &Waiter) -> Option<Party> {
+    match waiter.requester {
+        RecordedPid::Local(pid) => Some(Party::of(pid, view.process(pid))),
+        _ => None,
+    }
+}

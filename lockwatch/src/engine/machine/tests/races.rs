@@ -1,0 +1,316 @@
+//! The races of the contract, and what is none.
+
+use super::stage::{End, MS, Stage, file, ms};
+use super::stories;
+use crate::engine::event::Kind;
+use crate::engine::identity::{Access, ProcessId, StartTime};
+use crate::engine::input::{Input, Outcome, PidReused, Settings};
+
+#[test]
+fn a_crash_hand_off_tells_death_release_acquisition_and_whether_the_file_was_written() {
+    let mut stage = stories::crash_handoff();
+    assert_eq!(stage.kinds(), ["started", "crash_handoff"]);
+    let event = stage.last("crash_handoff");
+    let Kind::CrashHandoff { death, released_at, to, acquired_at, written } = &event.kind else {
+        unreachable!()
+    };
+    assert_eq!((death.at, death.signal), (ms(12_000), Some(11)));
+    assert_eq!((*released_at, *acquired_at), (ms(12_001), ms(12_010)));
+    assert_eq!((to.pid, *written), (8200, Some(true)));
+    let told = event.lock.as_ref().unwrap();
+    assert_eq!(told.acquirer.as_ref().unwrap().pid, 8123, "the lock is the one that ended");
+    assert_eq!(told.taken_at, Some(ms(6_000)));
+}
+
+/// A locksmith that ends so, and another that takes its lock so many milliseconds later.
+fn handed(end: End, later: u64, access: Access) -> Vec<&'static str> {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, access, ms(6_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.world.open(8200, 131, 2);
+    stage.until(12_000);
+    let death = stage.dies(8123, end);
+    let ended = stage.ended(1, death, None);
+    stage.input(Input::Ended(ended));
+    stage.until(12_000 + later);
+    let acquired = stage.acquired(8200, 131, 2);
+    stage.input(Input::Acquired(acquired));
+    stage.until(20_000);
+    stage.kinds().split_off(1)
+}
+
+#[test]
+fn only_a_crash_of_an_exclusive_owner_within_the_window_is_a_hand_off() {
+    assert_eq!(handed(End::Signal(9), 1, Access::Write), ["crash_handoff"]);
+    assert_eq!(handed(End::Exit(1), 5_000, Access::Write), ["crash_handoff"]);
+    assert_eq!(handed(End::Signal(9), 5_001, Access::Write), [""; 0], "after the window");
+    assert_eq!(handed(End::Exit(0), 1, Access::Write), [""; 0], "a clean exit");
+    assert_eq!(handed(End::Signal(9), 1, Access::Read), [""; 0], "a shared lock");
+}
+
+#[test]
+fn only_the_first_to_get_the_lock_after_a_crash_is_told() {
+    let mut stage = stories::crash_handoff();
+    stage.kinds();
+    let released = stage.released(8200, 2);
+    stage.input(Input::Released(released));
+    stage.world.born(8201, "third", ms(12_400));
+    stage.world.open(8201, 131, 3);
+    let acquired = stage.acquired(8201, 131, 3);
+    stage.input(Input::Acquired(acquired));
+    stage.until(13_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
+fn a_lock_that_outlived_its_owner_is_not_handed_off_by_the_crash() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.fork(8123, 8130, "sleep", ms(7_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(12_000);
+    let death = stage.dies(8123, End::Signal(9));
+    stage.until(13_000);
+    let ended = stage.ended(1, death, None);
+    stage.input(Input::Ended(ended));
+    stage.until(13_001);
+    let acquired = stage.acquired(8200, 131, 2);
+    stage.input(Input::Acquired(acquired));
+    stage.until(14_000);
+    assert_eq!(stage.kinds(), ["started", "orphaned", "recovered", "all_clear"]);
+}
+
+#[test]
+fn attention_is_paid_to_a_crashed_owners_file_for_the_window() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.until(12_000);
+    let death = stage.dies(8123, End::Signal(9));
+    let ended = stage.ended(1, death, None);
+    stage.input(Input::Ended(ended));
+    assert_eq!(stage.attended, [file(131)], "at once, before the record is in order");
+    stage.until(17_000);
+    assert_eq!(stage.attended, [file(131)]);
+    stage.until(17_100);
+    assert_eq!(stage.attended, []);
+}
+
+#[test]
+fn an_attempt_on_a_lock_whose_owner_is_exiting_is_an_exit_race_once_the_lock_ends() {
+    let mut stage = stories::exit_race();
+    assert_eq!(stage.kinds(), ["started", "exit_race"]);
+    let Kind::ExitRace { death, by, at, outcome } = stage.last_kind("exit_race") else {
+        unreachable!()
+    };
+    assert_eq!((death.at, *at), (ms(12_000), ms(12_001)));
+    assert_eq!((by.pid, *outcome), (8200, Outcome::Refused));
+}
+
+#[test]
+fn an_exit_race_whose_end_was_not_told_is_told_by_the_reading_after_the_grace() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.lock(8123, 131, 1, Access::Read, ms(6_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(11_000);
+    let death = stage.dies(8123, End::Exit(0));
+    let attempt = stage.attempt(8200, 1, Outcome::Blocked, Some(death));
+    for _ in 0..3 {
+        stage.input(Input::Attempt(attempt.clone()));
+    }
+    stage.world.unlock(1);
+    stage.until(11_249);
+    assert_eq!(stage.kinds(), ["started"]);
+    stage.until(11_250);
+    assert_eq!(stage.kinds(), ["exit_race"], "once for each process that tried");
+}
+
+#[test]
+fn an_attempt_on_a_lock_that_was_handed_over_is_no_exit_race() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "daemon", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.fork(8123, 8130, "daemon", ms(7_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(11_000);
+    let death = stage.dies(8123, End::Exit(0));
+    let attempt = stage.attempt(8200, 1, Outcome::Refused, Some(death));
+    stage.input(Input::Attempt(attempt));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), ["started"]);
+}
+
+#[test]
+fn a_recycled_pid_is_told_once_with_its_new_owner() {
+    let mut stage = stories::pid_recycled();
+    assert_eq!(stage.kinds(), ["started", "pid_recycled"]);
+    let event = stage.last("pid_recycled");
+    let Kind::PidRecycled { to } = &event.kind else { unreachable!() };
+    assert_eq!(to.start, Some(StartTime(13_000 * MS + 1)));
+    let acquirer = event.lock.as_ref().unwrap().acquirer.as_ref().unwrap();
+    assert_eq!((to.pid, acquirer.pid), (8123, 8123));
+    assert_ne!(acquirer.start, to.start);
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
+fn a_recycled_pid_is_found_by_a_reading_where_its_record_was_lost() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "daemon", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.fork(8123, 8130, "daemon", ms(7_000));
+    stage.world.die(8123, ms(9_000), End::Exit(0));
+    stage.until(11_000);
+    stage.world.born(8123, "bystander", ms(11_000));
+    stage.until(12_000);
+    assert_eq!(stage.kinds(), ["started", "pid_recycled"]);
+    let Kind::PidRecycled { to } = stage.last_kind("pid_recycled") else { unreachable!() };
+    assert_eq!(to.comm.as_deref(), Some(&b"bystander"[..]));
+}
+
+#[test]
+fn a_pid_that_is_reused_after_its_lock_ended_is_none() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.until(11_000);
+    stage.dies(8123, End::Exit(0));
+    stage.world.unlock(1);
+    stage.until(12_500);
+    // And it takes a lock itself at once.
+    stage.world.born(8123, "another", ms(12_500));
+    stage.world.open(8123, 131, 2);
+    stage.world.lock(8123, 131, 2, Access::Write, ms(12_501));
+    let process = ProcessId { pid: 8123, start: StartTime(12_500 * MS + 1) };
+    stage.input(Input::PidReused(PidReused { process, at: stage.now }));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), ["started"]);
+}
+
+#[test]
+fn a_replaced_lock_file_is_told_once_while_both_files_are_exclusively_locked() {
+    let mut stage = stories::lock_replaced();
+    assert_eq!(stage.kinds(), ["started", "lock_replaced"]);
+    let event = stage.last("lock_replaced");
+    let Kind::LockReplaced { new } = &event.kind else { unreachable!() };
+    assert_eq!(event.lock.as_ref().unwrap().lock.file, file(131));
+    assert_eq!(new.lock.file, file(132));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
+fn a_replaced_file_that_is_shared_or_alone_is_no_race() {
+    for (old, new) in [
+        (Some(Access::Read), Some(Access::Write)),
+        (Some(Access::Write), Some(Access::Read)),
+        (Some(Access::Write), None),
+        (None, Some(Access::Write)),
+    ] {
+        let mut stage = Stage::new();
+        stage.world.file(131, stories::PATH);
+        stage.world.replace(131, 132);
+        for (pid, ino, access) in [(8123, 131, old), (8200, 132, new)] {
+            stage.world.born(pid, "locksmith", ms(5_000));
+            stage.world.open(pid, ino, ino);
+            if let Some(access) = access {
+                stage.world.lock(pid, ino, ino, access, ms(6_000));
+            }
+        }
+        stage.until(15_000);
+        assert_eq!(stage.kinds(), ["started"], "{old:?} {new:?}");
+    }
+}
+
+#[test]
+fn two_files_that_had_one_path_and_lost_it_both_are_a_race_too() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.replace(131, 132);
+    stage.world.replace(132, 133);
+    for (pid, ino) in [(8123, 131), (8200, 132)] {
+        stage.world.born(pid, "locksmith", ms(5_000));
+        stage.world.open(pid, ino, ino);
+        stage.world.lock(pid, ino, ino, Access::Write, ms(6_000));
+    }
+    stage.until(15_000);
+    assert_eq!(stage.kinds(), ["started", "lock_replaced"]);
+}
+
+#[test]
+fn the_next_look_at_a_watched_path_that_names_another_file_is_at_once() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.watch("aim", stories::PATH, 131);
+    stage.until(12_100);
+    stage.world.replace(131, 132);
+    stage.watch("aim", stories::PATH, 132);
+    assert_eq!(stage.asked.last(), Some(&ms(12_100)));
+}
+
+#[test]
+fn a_refusal_is_told_where_it_met_a_watched_or_an_orphaned_lock() {
+    let mut stage = stories::refused();
+    assert_eq!(stage.kinds(), ["started", "refused"]);
+    let event = stage.last("refused");
+    assert_eq!(event.lock.as_ref().unwrap().watch.as_deref(), Some("aim_lock_config"));
+    let Kind::Refused { by, at } = &event.kind else { unreachable!() };
+    assert_eq!((by.pid, *at), (8200, ms(12_500)));
+    assert_eq!(stage.attended, [file(131)]);
+}
+
+#[test]
+fn a_refusal_by_a_lock_that_is_neither_is_not() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.fork(8123, 8130, "sleep", ms(7_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(11_000);
+    let attempt = stage.attempt(8200, 1, Outcome::Refused, None);
+    stage.input(Input::Attempt(attempt));
+    stage.until(11_100);
+    assert_eq!(stage.kinds(), ["started"]);
+    stage.dies(8123, End::Signal(9));
+    stage.until(12_000);
+    let attempt = stage.attempt(8200, 1, Outcome::Refused, None);
+    stage.input(Input::Attempt(attempt));
+    stage.until(12_100);
+    assert_eq!(stage.kinds(), ["orphaned", "refused"]);
+}
+
+#[test]
+fn acquisitions_releases_and_blocked_attempts_are_told_to_those_who_ask_alone() {
+    let mut stage = stories::verbose();
+    assert_eq!(stage.kinds(), ["started", "acquired", "blocked", "released"]);
+    let mut quiet = Stage::with(Settings::default(), Default::default());
+    for (at, input) in stage.inputs.split_off(1) {
+        quiet.now = quiet.now.max(at.boot);
+        quiet.input(input);
+    }
+    quiet.until(12_000);
+    assert_eq!(quiet.kinds(), ["started"]);
+}

@@ -1,0 +1,228 @@
+//! The search for references that no fd table shows: in flight in unix sockets, registered with
+//! io_uring, mapped. Loaded only where a snapshot left a lock unexplained.
+//!
+//! Refuses to take "could not look" for "nothing there": each place that was not searched is told,
+//! with the reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
+use aya::programs::{Iter, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use lockwatch_common::offsets;
+use lockwatch_common::search::{
+    CONTAINERS, CONTAINERS_MAP, RECORDS_MAP, WALK_MAP, WANTED_MAP, Walk,
+};
+use lockwatch_common::search_offsets;
+
+use super::search_layout::{SearchLayout, search_layout};
+use super::search_record::parse;
+use super::sightings::Sightings;
+use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout};
+use crate::engine::identity::Owner;
+use crate::engine::snapshot::{FileIx, Search, Via};
+
+/// The programs and their maps, embedded.
+const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/search.bpf.o"));
+
+const DESCRIPTORS: Program = Program { name: "search_descriptors", iterator: "task_file" };
+const MAPPINGS: Program = Program { name: "search_mappings", iterator: "task_vma" };
+const WALKER: Program = Program { name: "search_containers", iterator: "bpf_map" };
+
+/// Rounds over containers inside containers before the rest is told as not searched. The kernel
+/// itself lets sockets nest four deep.
+const ROUNDS: u32 = 16;
+
+/// One program of the object.
+#[derive(Clone, Copy)]
+struct Program {
+    name: &'static str,
+    iterator: &'static str,
+}
+
+/// Looks for each of `wanted`.
+///
+/// # Errors
+/// Where the object cannot be loaded or an iterator fails.
+pub(super) fn search(wanted: &BTreeMap<Owner, FileIx>) -> Result<Sightings, BpfError> {
+    let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+    let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+    let layout = search_layout(&kernel);
+    let mut searcher = Searcher::load(&kernel, &layout, wanted)?;
+    let mut sightings = Sightings::new(wanted);
+    searcher.run(&kernel, DESCRIPTORS, &mut sightings)?;
+    let mut gaps = layout.gaps;
+    if layout.offsets.has_mappings == 1
+        && let Err(error) = searcher.run(&kernel, MAPPINGS, &mut sightings)
+    {
+        gaps.push((Via::Mmap, error.to_string()));
+    }
+    let walked = searcher.walk(&kernel, &mut sightings)?;
+    for via in [Via::ScmRights, Via::IoUring] {
+        if walked.cut > 0 {
+            let cut = walked.cut;
+            gaps.push((via, format!("{cut} queues or tables changed too fast to be read whole")));
+        }
+        if walked.too_deep {
+            gaps.push((via, format!("sockets in flight nest more than {ROUNDS} deep")));
+        }
+    }
+    let whole = |via: &Via| !gaps.iter().any(|(gap, _)| gap == via);
+    let searched = [Via::ScmRights, Via::IoUring, Via::Mmap].into_iter().filter(whole).collect();
+    gaps.sort();
+    sightings.search = Search { searched, gaps };
+    Ok(sightings)
+}
+
+/// Loads every program of the object, as far as this kernel has what it attaches to; runs none.
+///
+/// # Errors
+/// Names what does not load.
+pub(super) fn try_out() -> Result<Vec<(Via, String)>, BpfError> {
+    let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+    let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+    let layout = search_layout(&kernel);
+    let mut searcher = Searcher::load(&kernel, &layout, &BTreeMap::new())?;
+    searcher.open(&kernel, DESCRIPTORS)?;
+    searcher.open(&kernel, WALKER)?;
+    if layout.offsets.has_mappings == 1 {
+        searcher.open(&kernel, MAPPINGS)?;
+    }
+    Ok(layout.gaps)
+}
+
+/// How the walk over the containers went.
+#[derive(Default)]
+struct Walked {
+    cut: u64,
+    too_deep: bool,
+}
+
+/// The loaded object.
+struct Searcher {
+    object: Ebpf,
+    records: RingBuf<MapData>,
+    containers: Array<MapData, [u64; 2]>,
+    walk: Array<MapData, [u64; Walk::WORDS]>,
+    /// Kept because the programs look into it.
+    _wanted: BpfHashMap<MapData, u64, u32>,
+}
+
+impl Searcher {
+    fn load(
+        kernel: &btf::Btf<'_>,
+        layout: &SearchLayout,
+        wanted: &BTreeMap<Owner, FileIx>,
+    ) -> Result<Self, BpfError> {
+        let offsets = layout::offsets(kernel, kernel.allows_d_path())?.words();
+        let search_offsets = layout.offsets.words();
+        let many = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
+        let mut object = EbpfLoader::new()
+            .btf(None)
+            .override_global(offsets::GLOBAL, &offsets, true)
+            .override_global(search_offsets::GLOBAL, &search_offsets, true)
+            .map_max_entries(WANTED_MAP, many)
+            .load(OBJECT)
+            .map_err(failed("search"))?;
+        let records = RingBuf::try_from(take(&mut object, RECORDS_MAP)?);
+        let containers = Array::try_from(take(&mut object, CONTAINERS_MAP)?);
+        let walk = Array::try_from(take(&mut object, WALK_MAP)?);
+        let mut looked_for: BpfHashMap<MapData, u64, u32> =
+            BpfHashMap::try_from(take(&mut object, WANTED_MAP)?).map_err(failed(WANTED_MAP))?;
+        for owner in wanted.keys() {
+            looked_for.insert(owner.0, 1, 0).map_err(failed(WANTED_MAP))?;
+        }
+        Ok(Self {
+            object,
+            records: records.map_err(failed(RECORDS_MAP))?,
+            containers: containers.map_err(failed(CONTAINERS_MAP))?,
+            walk: walk.map_err(failed(WALK_MAP))?,
+            _wanted: looked_for,
+        })
+    }
+
+    fn open(&mut self, kernel: &btf::Btf<'_>, program: Program) -> Result<File, BpfError> {
+        let Program { name, iterator } = program;
+        let absent = BpfError::Load { what: name, why: "not in the object".into() };
+        let loaded = self.object.program_mut(name).ok_or(absent)?;
+        let loaded: &mut Iter = loaded.try_into().map_err(failed::<ProgramError>(name))?;
+        if loaded.fd().is_err() {
+            let targets =
+                kernel.only_function(&format!("bpf_iter_{iterator}")).map_err(BpfError::Btf)?;
+            let targets =
+                Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))?;
+            loaded.load(iterator, &targets).map_err(failed(name))?;
+        }
+        let link = loaded.attach().and_then(|link| loaded.take_link(link));
+        link.map_err(failed(name))?.into_file().map_err(failed(name))
+    }
+
+    /// Runs a program to its end.
+    fn run(
+        &mut self,
+        kernel: &btf::Btf<'_>,
+        program: Program,
+        sightings: &mut Sightings,
+    ) -> Result<(), BpfError> {
+        let mut iterator = self.open(kernel, program)?;
+        let (mut idle, mut records) = (0, 0);
+        loop {
+            let read = iterator.read(&mut [0u8; 64]);
+            let before = records;
+            while let Some(record) = self.records.next() {
+                sightings.take(parse(&record)?);
+                records += 1;
+            }
+            match read {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                    _ => return Err(BpfError::Read(error)),
+                },
+            }
+            // The walker bounds itself: each of its runs is a step on.
+            idle = if records == before && program.name != WALKER.name { idle + 1 } else { 0 };
+            if idle > IDLE_READS {
+                return Err(BpfError::Stuck { visited: records });
+            }
+        }
+    }
+
+    /// Walks every container that was found, then those that were found inside, and so on.
+    fn walk(
+        &mut self,
+        kernel: &btf::Btf<'_>,
+        sightings: &mut Sightings,
+    ) -> Result<Walked, BpfError> {
+        let mut walked = Walked::default();
+        let mut done = BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let next: Vec<[u64; 2]> =
+                sightings.containers().filter(|&container| done.insert(container)).collect();
+            if next.is_empty() {
+                return Ok(walked);
+            }
+            for batch in next.chunks(CONTAINERS as usize) {
+                for (index, container) in (0..).zip(batch) {
+                    let set = self.containers.set(index, container, 0);
+                    set.map_err(failed(CONTAINERS_MAP))?;
+                }
+                let begin = Walk::begin(batch.len() as u64);
+                self.walk.set(0, begin, 0).map_err(failed(WALK_MAP))?;
+                self.run(kernel, WALKER, sightings)?;
+                let end = self.walk.get(&0, 0).map_err(failed(WALK_MAP))?;
+                walked.cut += Walk::progress(&end).1;
+            }
+        }
+        walked.too_deep = sightings.containers().any(|container| !done.contains(&container));
+        Ok(walked)
+    }
+}
+
+fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, BpfError> {
+    let absent = BpfError::Load { what: name, why: "not in the object".into() };
+    object.take_map(name).ok_or(absent)
+}

@@ -1,0 +1,108 @@
+//! Completes a snapshot with what no fd table shows.
+//!
+//! Refuses to fail: what cannot be searched is told, and the lock stays unexplained.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::kernel_users::KernelUsers;
+use super::{enrich, search};
+use crate::engine::identity::{Owner, Pid, RecordedPid};
+use crate::engine::snapshot::{
+    FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
+};
+
+/// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`.
+pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
+    let wanted: BTreeMap<Owner, FileIx> = snapshot
+        .locks
+        .iter()
+        .filter(|lock| !lock.kind.belongs_to_fd_table())
+        .filter_map(|lock| Some((lock.owner?, lock.file)))
+        .filter(|(owner, _)| unexplained.binary_search(owner).is_ok())
+        .collect();
+    match search::search(&wanted) {
+        Ok(mut sightings) => {
+            snapshot.search = std::mem::take(&mut sightings.search);
+            let (places, references, processes) = sightings.finish();
+            let mut pids: BTreeSet<Pid> = processes.keys().copied().collect();
+            snapshot.places = places;
+            snapshot.references.extend(references);
+            for (pid, process) in processes {
+                snapshot.processes.entry(pid).or_insert(process);
+            }
+            pids.retain(|pid| {
+                snapshot.processes.get(pid).is_some_and(|process| process.session.is_none())
+            });
+            if let Err(error) = enrich::complete(snapshot, pids) {
+                let what = format!("read /proc: {error}");
+                snapshot.limits.push(Limit { what, hides: Hides::Nothing });
+            }
+        }
+        Err(error) => snapshot.search = Search::none(&error.to_string()),
+    }
+    requests(snapshot, &wanted);
+    kernel(snapshot, &wanted);
+}
+
+/// A description with which somebody waits for another lock is in use, also where its descriptor
+/// was closed meanwhile.
+fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
+    for waiter in &snapshot.waiters {
+        let (Some(description), RecordedPid::Local(pid)) = (waiter.owner, waiter.requester) else {
+            continue;
+        };
+        let known = |reference: &Reference| {
+            reference.description == Some(description) && reference.pid == pid
+        };
+        if waiter.kind.belongs_to_fd_table()
+            || !wanted.contains_key(&description)
+            || !snapshot.processes.contains_key(&pid)
+            || snapshot.references.iter().any(known)
+        {
+            continue;
+        }
+        snapshot.references.push(Reference {
+            pid,
+            tid: pid,
+            via: Via::Fd,
+            fd: None,
+            file: waiter.file,
+            description: Some(description),
+            table: None,
+            opener: None,
+            writes: None,
+        });
+    }
+}
+
+/// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
+/// else.
+fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
+    let users = KernelUsers::read();
+    let elsewhere: BTreeSet<Owner> = snapshot
+        .places
+        .iter()
+        .map(|place| place.description)
+        .chain(snapshot.references.iter().filter_map(|reference| reference.description))
+        .filter(|description| wanted.contains_key(description))
+        .collect();
+    for (&description, file) in wanted {
+        if elsewhere.contains(&description) {
+            continue;
+        }
+        let file = &snapshot.files[file.0 as usize];
+        snapshot.places.extend(users.of(file).map(|what| Place {
+            description,
+            kind: PlaceKind::Kernel { what: what.to_owned() },
+            owners: Vec::new(),
+        }));
+    }
+    let mut why = "the kernel uses the file neither for a loop device nor for swapping, and what \
+                   else in it may keep a description it does not tell"
+        .to_owned();
+    for unread in users.unread {
+        why.push_str(&format!("; not read: {unread}"));
+    }
+    snapshot.search.gaps.retain(|(via, _)| *via != Via::Kernel);
+    snapshot.search.gaps.push((Via::Kernel, why));
+}
