@@ -8,8 +8,10 @@
 
 pub mod description;
 pub mod process;
+mod queue;
 pub mod release;
 pub mod sight;
+mod signal;
 pub mod turn;
 
 use std::io;

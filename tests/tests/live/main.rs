@@ -17,6 +17,7 @@ mod names;
 mod namespaces;
 mod peers;
 mod reclaim;
+mod reclaim_ways;
 mod refused;
 mod registered;
 mod rig;
@@ -45,6 +46,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
     ("reclaim", reclaim::TESTS),
+    ("reclaim_ways", reclaim_ways::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),

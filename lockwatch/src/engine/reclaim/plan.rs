@@ -223,6 +223,8 @@ fn holder(view: &View, holding: &Holding<'_>) -> Result<Option<Holder>, Refusal>
     let reader_pid = process.reader_pid.unwrap_or(pid);
     let tid = holding.tid.filter(|&tid| tid != pid).unwrap_or(reader_pid);
     let depth = holding.place.map_or(0, |place| match place.kind {
+        // Its socket is in no fd table either.
+        PlaceKind::Queue { depth, socket: None, .. } => depth + 1,
         PlaceKind::Queue { depth, .. } | PlaceKind::Ring { depth, .. } => depth,
         PlaceKind::Mapping { .. } | PlaceKind::Kernel { .. } => 0,
     });

@@ -99,8 +99,9 @@ impl Refusal {
                  file (swapoff) or the mount that uses it"
             }
             Via::ScmRights => {
-                "it is in flight in a unix socket that no process has open, so nobody can be asked \
-                 for it: it ends when the socket that it was sent to is accepted or closed"
+                "it is in flight in a unix socket that is in no fd table itself (not accepted yet, or \
+                 in flight, too), so nobody can fetch it: it ends when that socket is received, \
+                 accepted or closed. `--method signal` ends the processes that could do that"
             }
             Via::Fd | Via::Files => "no descriptor of it is in reach",
         };
