@@ -5,7 +5,9 @@
 //! Refuses to interpret: what a value means is decided on either side.
 #![no_std]
 
+pub mod history;
 pub mod offsets;
+pub mod ranges;
 pub mod search;
 pub mod search_offsets;
 pub mod snapshot;

@@ -6,6 +6,9 @@
 /// The name of the global that holds the table in the BPF object.
 pub const GLOBAL: &str = "OFFSETS";
 
+/// The offset of a member that this kernel does not have; only members that say so may be absent.
+pub const ABSENT: u32 = u32::MAX;
+
 /// A table of `u32`, and what both sides need to hand it over.
 macro_rules! offsets {
     ($(#[$about:meta])* $table:ident: $( $(#[$doc:meta])* $name:ident, )*) => {
@@ -129,6 +132,26 @@ offsets! {
     pid_ns_inum,
     /// 1 where `bpf_d_path` may be called from an iterator (5.13), else 0
     has_d_path,
+    /// 1 where `bpf_get_current_task_btf` may surely be called (5.11), else 0
+    has_task_btf,
+    /// `inode.i_mtime_sec` (before 6.11 within `i_mtime` or `__i_mtime`), or [`ABSENT`]
+    inode_mtime_sec,
+    /// `inode.i_mtime_nsec`, or [`ABSENT`]
+    inode_mtime_nsec,
+    /// `task_struct.mm`, or [`ABSENT`]; so for the rest
+    task_mm,
+    /// `task_struct.signal`
+    task_signal,
+    /// `task_struct.exit_code`
+    task_exit_code,
+    /// `mm_struct.exe_file`
+    mm_exe_file,
+    /// `signal_struct.live`
+    signal_live,
+    /// `signal_struct.flags`
+    signal_flags,
+    /// `signal_struct.group_exit_code`
+    signal_group_exit_code,
 }
 
 const _: () = assert!(size_of::<Offsets>() == Offsets::WORDS * 4);

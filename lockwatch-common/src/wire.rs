@@ -6,6 +6,11 @@
 /// The type must be `#[repr(C)]`, without padding, and made of integers and arrays of them alone.
 pub unsafe trait Wire: Copy {}
 
+// SAFETY: an integer.
+unsafe impl Wire for u32 {}
+// SAFETY: an integer.
+unsafe impl Wire for u64 {}
+
 /// The record at the beginning of `bytes`, or `None` where they are too short.
 pub fn read<T: Wire>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {

@@ -10,10 +10,12 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::act::warden::Watch;
 use crate::engine::classify::State;
 use crate::engine::reclaim::Wanted;
 use crate::look::Choice;
 use crate::reclaim::Reclaim;
+use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
@@ -47,6 +49,23 @@ enum Verb {
     Explain(ExplainArgs),
     /// Release an orphaned lock, and harm nobody: a dry run unless told to execute
     Reclaim(ReclaimArgs),
+    /// Run a recorded trace through the same engine, and write its events
+    #[command(after_help = "\
+Examples:
+  lockwatch replay run.trace
+  lockwatch replay --json run.trace | jq 'select(.kind == \"orphaned\")'
+
+Exit codes: 0 the trace was understood, 2 it was not.")]
+    Replay {
+        /// What `lockwatch daemon --record` wrote; - is stdin
+        trace: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What lockwatch runs a hook under
+    #[command(hide = true)]
+    HookWarden(WardenArgs),
     /// Say what this kernel and this user can and cannot do, probe by probe
     Doctor {
         /// Write JSON
@@ -161,9 +180,27 @@ struct ReclaimArgs {
     /// How: auto leaves every process alone; signal ends the holders; inject has one unlock it
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = Way::Auto)]
     method: Way,
+    /// The configuration, whose hooks are run for a watched file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Run no hooks
+    #[arg(long)]
+    no_hooks: bool,
     /// Write JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct WardenArgs {
+    #[arg(long)]
+    program: std::os::fd::RawFd,
+    #[arg(long)]
+    line: std::os::fd::RawFd,
+    #[arg(long)]
+    limit_ms: u64,
+    #[arg(last = true)]
+    argv: Vec<OsString>,
 }
 
 /// A method as the command line names it.
@@ -224,6 +261,10 @@ pub enum Command {
     Explain(OsString, Choice, bool),
     /// `reclaim`
     Reclaim(Reclaim),
+    /// What a hook runs under
+    HookWarden(Watch),
+    /// `replay`
+    Replay(Replay),
     /// `doctor`, with or without JSON
     Doctor(bool),
     /// `completions`
@@ -246,8 +287,17 @@ pub fn parse() -> Command {
             execute: args.execute,
             force: args.force,
             method: args.method.into(),
+            config: args.config,
+            no_hooks: args.no_hooks,
             json: args.json,
         }),
+        Verb::HookWarden(args) => Command::HookWarden(Watch {
+            program: args.program,
+            line: args.line,
+            limit: Duration::from_millis(args.limit_ms),
+            argv: args.argv,
+        }),
+        Verb::Replay { trace, json } => Command::Replay(Replay { trace, json }),
         Verb::Doctor { json } => Command::Doctor(json),
         Verb::Completions { shell } => Command::Completions(shell),
         Verb::Man { folder: Some(folder), .. } => Command::ManPages(folder),

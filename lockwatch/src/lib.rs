@@ -17,6 +17,7 @@ pub mod id_key;
 pub mod look;
 pub mod machine;
 pub mod reclaim;
+pub mod replay;
 pub mod scan;
 pub mod sight;
 pub mod sink;

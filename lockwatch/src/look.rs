@@ -5,18 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::config::Config;
 use crate::engine::classify::{Reason, State};
 use crate::engine::id::{self, LockId};
 use crate::engine::identity::Dev;
-use crate::engine::snapshot::{Snapshot, Via};
+use crate::engine::snapshot::{Hides, Limit, Snapshot, Via};
 use crate::engine::view::{LockView, View};
 use crate::sink::clock::Clock;
+use crate::source::history::{self, Contents, History, Names};
 use crate::source::{bpf, procfs};
 use crate::{failure, id_key};
 
@@ -46,6 +49,9 @@ pub struct Look {
 /// From a dying process's last sight to calling its lock orphaned: its descriptors may be closed
 /// by a deferred worker.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// The variable that names another folder of pins than the default configuration's.
+pub const STATE_DIR: &str = "LOCKWATCH_STATE_DIR";
 
 /// Looks. `files` are descriptors of what was asked about, opened with `O_PATH`.
 ///
@@ -98,7 +104,7 @@ fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
 }
 
 fn by_bpf(files: &[OwnedFd]) -> Result<Look, bpf::BpfError> {
-    let bpf::Reading { snapshot, own_files } = bpf::read()?;
+    let bpf::Reading { snapshot, own_files, .. } = read_bpf()?;
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
     look.view = explained(look.view);
     Ok(look)
@@ -115,6 +121,40 @@ pub(crate) fn explained(first: View) -> View {
     bpf::explain(&mut snapshot, &unexplained);
     log::debug!("searched for {} descriptions", unexplained.len());
     view(snapshot)
+}
+
+/// The kernel's tables, with what the pinned history knows of them.
+pub(crate) fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
+    let mut reading = bpf::read()?;
+    remember(&mut reading);
+    Ok(reading)
+}
+
+/// Adds what the pinned history knows, where there is one.
+fn remember(reading: &mut bpf::Reading) {
+    let folder = state_dir();
+    let joined = History::read_only(&folder).and_then(|tables| {
+        let Some(tables) = tables else { return Ok(()) };
+        let contents = Contents::read(&tables)?;
+        history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
+        log::debug!("joined with the history in {}", folder.display());
+        Ok(())
+    });
+    if let Err(error) = joined {
+        reading.snapshot.limits.push(Limit {
+            what: format!("the daemon's history could not be read: {error}"),
+            hides: Hides::Nothing,
+        });
+    }
+}
+
+/// Where the daemon pins its history: as the environment says, or the default configuration.
+fn state_dir() -> PathBuf {
+    match std::env::var_os(STATE_DIR) {
+        Some(folder) => folder.into(),
+        // One that cannot be read is the daemon's to complain of.
+        None => Config::read(None).unwrap_or_default().state_dir,
+    }
 }
 
 fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64)> {

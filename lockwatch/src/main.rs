@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use lockwatch::act::warden;
 use lockwatch::cli::{self, Command};
 use lockwatch::failure::{self, EXIT_CLEAR};
-use lockwatch::{check, doctor, explain, reclaim, scan};
+use lockwatch::{check, doctor, explain, reclaim, replay, scan};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -15,6 +16,8 @@ fn main() -> ExitCode {
         Command::Check(file, source) => check::run(&file, source),
         Command::Explain(file, source, json) => explain::run(&file, source, json),
         Command::Reclaim(asked) => reclaim::run(&asked),
+        Command::HookWarden(watch) => warden::run(&watch).map(|()| EXIT_CLEAR),
+        Command::Replay(trace) => replay::run(&trace),
         Command::Doctor(json) => doctor::run(json),
         Command::Completions(shell) => cli::completions(shell).map(|()| EXIT_CLEAR),
         Command::Man(verb) => cli::man(verb.as_deref()).map(|()| EXIT_CLEAR),

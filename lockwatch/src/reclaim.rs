@@ -1,21 +1,34 @@
 //! `lockwatch reclaim FILE|ID`: release an orphaned lock; a dry run unless it is to be carried out.
+//!
+//! Refuses to begin what it could not record, and to run a hook that others than root could have
+//! written.
+
+mod account;
+mod watched;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::act::turn::Turn;
-use crate::act::{ActError, release};
+use anyhow::Context as _;
+
+use crate::act::audit::Audit;
+use crate::act::procedure::{self, Report};
+use crate::config::Config;
 use crate::engine::classify::State;
 use crate::engine::id::LockId;
-use crate::engine::reclaim::{End, Outcome, Plan, Refusal, Wanted, plan};
+use crate::engine::reclaim::{Plan, Refusal, Wanted, plan};
 use crate::engine::view::LockView;
-use crate::failure::{EXIT_CLEAR, EXIT_FINDINGS};
+use crate::failure::{EXIT_CLEAR, EXIT_FINDINGS, EXIT_INTERRUPTED};
 use crate::look::{Choice, Look, look};
 use crate::machine;
 use crate::sight::Whole;
 use crate::sink::escape::Escaped;
 use crate::sink::reclaim::{Account, write_json, write_text};
 use crate::target::Targets;
+use watched::Watched;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -30,6 +43,10 @@ pub struct Reclaim {
     pub force: bool,
     /// How.
     pub method: Wanted,
+    /// The configuration, where it is not the default one.
+    pub config: Option<PathBuf>,
+    /// Run no hooks.
+    pub no_hooks: bool,
     /// Write JSON.
     pub json: bool,
 }
@@ -37,19 +54,37 @@ pub struct Reclaim {
 /// Runs the verb.
 ///
 /// # Errors
-/// Where the file is not there, the source cannot be read, or the caller may not do it.
+/// Where the file is not there, the source cannot be read, the configuration or a hook cannot be
+/// trusted, or the caller may not do it. Then nothing was done.
 pub fn run(asked: &Reclaim) -> anyhow::Result<u8> {
     if asked.execute && !rustix::process::geteuid().is_root() {
         anyhow::bail!("reclaim: --execute: releasing what others hold takes root's rights");
     }
-    let targets = Targets::file(&asked.file)?;
+    let config = if asked.execute || asked.config.is_some() {
+        Config::read_trusted(asked.config.as_deref()).context("reclaim: the configuration")?
+    } else {
+        Config::default()
+    };
+    let mut targets = Targets::file(&asked.file)?;
+    let watched = Watched::open(&config, &mut targets.handles);
     let seen = look(asked.source, &targets.handles)?;
     let chosen = targets.select(&seen.view, &seen.files)?;
     let (plans, refusals) = plans(asked, &seen, &chosen);
-    let outcomes = if asked.execute { carry_out(seen.source, &plans) } else { Vec::new() };
-    tell(asked, &seen, chosen.is_empty(), &plans, &refusals, &outcomes)?;
-    let done = outcomes.iter().all(|outcome| outcome.end.is_released());
-    Ok(if refusals.is_empty() && done { EXIT_CLEAR } else { EXIT_FINDINGS })
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let report = if asked.execute && !plans.is_empty() {
+        let watch = watched.of(&seen, &plans).filter(|_| !asked.no_hooks);
+        carry_out(asked, &config, seen.source, &plans, watch, &interrupted)?
+    } else {
+        Report::default()
+    };
+    tell(asked, &seen, chosen.is_empty(), &plans, &refusals, &report)?;
+    Ok(if interrupted.load(Ordering::Relaxed) {
+        EXIT_INTERRUPTED
+    } else if refusals.is_empty() && report.is_success() {
+        EXIT_CLEAR
+    } else {
+        EXIT_FINDINGS
+    })
 }
 
 fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockId, Refusal)>) {
@@ -74,24 +109,33 @@ fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockI
     made
 }
 
-fn carry_out(source: &str, plans: &[Plan]) -> Vec<Outcome> {
-    let mut sight = Whole::like(source);
-    let Some(first) = plans.first() else { return Vec::new() };
-    let turn = Turn::take(first.lock.file);
-    let refused = |end: &End| {
-        let outcome = |plan: &Plan| Outcome {
-            lock: plan.lock.id,
-            end: end.clone(),
-            steps: Vec::new(),
-            took: None,
-        };
-        plans.iter().map(outcome).collect()
-    };
-    match turn {
-        Ok(_turn) => plans.iter().map(|plan| release::release(plan, &mut sight)).collect(),
-        Err(ActError::Race(race)) => refused(&End::Race(race)),
-        Err(error) => refused(&End::Failed { why: error.to_string() }),
+fn carry_out(
+    asked: &Reclaim,
+    config: &Config,
+    source: &str,
+    plans: &[Plan],
+    watch: Option<&crate::config::Watch>,
+    interrupted: &Arc<AtomicBool>,
+) -> anyhow::Result<Report> {
+    let hooks = watched::hooks(watch).context("reclaim: nothing was done")?;
+    let mut audit = Audit::open(&config.reclaim.audit).context("reclaim: nothing was done")?;
+    let begun = account::Begun::now();
+    audit.append(&begun.record(plans, watch)).context("reclaim: nothing was done")?;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(interrupted))
+            .context("reclaim: nothing was done: catching signals")?;
     }
+    let mut sight = Whole::like(source);
+    let told = |hook: &str, outcomes: &[_]| watched::told(hook, watch, plans, outcomes);
+    let report = procedure::carry_out(plans, &hooks, &mut sight, &told, interrupted);
+    if let Err(error) = audit.append(&begun.end(&report)) {
+        // What was done was done: its account goes to whoever asked all the same.
+        crate::failure::tell(format_args!(
+            "reclaim: {}: the end of this reclaim is not on record: {error}",
+            Escaped(std::os::unix::ffi::OsStrExt::as_bytes(asked.file.as_os_str()))
+        ));
+    }
+    Ok(report)
 }
 
 fn tell(
@@ -100,7 +144,7 @@ fn tell(
     nothing: bool,
     plans: &[Plan],
     refusals: &[(LockId, Refusal)],
-    outcomes: &[Outcome],
+    report: &Report,
 ) -> anyhow::Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let (host, kernel) = machine::names();
@@ -113,8 +157,8 @@ fn tell(
         executed: asked.execute,
         plans,
         refusals,
-        outcomes,
-        hooks: &[],
+        outcomes: &report.outcomes,
+        hooks: &report.hooks,
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if asked.json {

@@ -4,8 +4,8 @@
 use crate::act::sight::{Sight, Sighting};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{Reference, Snapshot};
-use crate::look::{explained, view};
-use crate::source::{bpf, procfs};
+use crate::look::{explained, read_bpf, view};
+use crate::source::procfs;
 
 /// Reads the whole machine's tables for every look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Sight for Whole {
     fn look(&mut self) -> anyhow::Result<Sighting> {
         Ok(match self {
             Self::Bpf => {
-                let mut snapshot = bpf::read()?.snapshot;
+                let mut snapshot = read_bpf()?.snapshot;
                 let own = take_own(&mut snapshot);
                 let mut seen = explained(view(snapshot));
                 // The search finds once more what this process has.

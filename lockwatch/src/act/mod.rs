@@ -6,13 +6,18 @@
 //! Architecture invariant: this room decides nothing. Whether a lock is an orphan, whether a plan
 //! still holds and what a reading after the act means are the engine's functions.
 
+pub mod audit;
+mod capture;
 pub mod description;
+pub mod hook;
+pub mod procedure;
 pub mod process;
 mod queue;
 pub mod release;
 pub mod sight;
 mod signal;
 pub mod turn;
+pub mod warden;
 
 use std::io;
 

@@ -33,12 +33,17 @@ impl Holders {
         order.sort_unstable_by_key(|&index| {
             let Reference { description, pid, table, fd, tid, via, .. } =
                 references[index as usize];
-            (description, pid, table, fd, via, tid)
+            (description, pid, fd, via, table, tid)
         });
         // Threads of an exited leader show one table once each.
         order.dedup_by_key(|index| {
             let Reference { description, pid, table, fd, via, .. } = references[*index as usize];
             (description, pid, table, fd, via)
+        });
+        // Which of two tables has the greater token must not show.
+        order.sort_by_key(|&index| {
+            let Reference { description, pid, fd, tid, via, .. } = references[index as usize];
+            (description, pid, fd, via, tid)
         });
         let description = |index: &u32| references[*index as usize].description;
         let by_description = groups(&order, description);

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
-use super::identity::{Dev, RecordedPid};
+use super::identity::{Dev, LockKind, Owner, Range, RecordedPid};
 use super::snapshot::Snapshot;
 
 /// The secret that ids are made with; the same for every lockwatch on a machine since its boot.
@@ -16,7 +17,8 @@ use super::snapshot::Snapshot;
 pub struct IdKey(pub [u8; 16]);
 
 /// The id of one lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LockId {
     /// Device of the file.
     pub dev: Dev,
@@ -54,32 +56,59 @@ pub fn assign(snapshot: &Snapshot, key: &IdKey) -> Vec<LockId> {
     let mut ids: Vec<LockId> = Vec::with_capacity(snapshot.locks.len());
     for lock in &snapshot.locks {
         let file = &snapshot.files[lock.file.0 as usize];
-        let mut hash = SipHasher24::new_with_key(&key.0);
-        hash.write_u32(file.dev.major);
-        hash.write_u32(file.dev.minor);
-        hash.write_u64(file.ino);
-        hash.write(lock.kind.name().as_bytes());
-        // The first byte tells the ranges of one owner apart: they never overlap.
-        hash.write_u64(lock.range.start);
-        hash.write_i64(match lock.acquirer {
-            RecordedPid::Local(pid) => i64::from(pid),
-            RecordedPid::Zero => 0,
-            RecordedPid::Withheld => i64::MIN,
-            RecordedPid::Remote(recorded) => i64::from(recorded) | 1 << 40,
-        });
+        let (kind, range) = (lock.kind, lock.range);
         if snapshot.stable_owners
             && let Some(owner) = lock.owner
         {
-            hash.write_u64(owner.0);
-            ids.push(LockId { dev: file.dev, ino: file.ino, hash: hash.finish(), long: false });
+            ids.push(of_lock(key, file.dev, file.ino, kind, range, lock.acquirer, owner));
             continue;
         }
+        let mut hash = hashed(key, file.dev, file.ino, kind, range, lock.acquirer);
         let twin = twins.entry((file.dev, file.ino, hash.finish())).or_insert(0);
         hash.write_u32(*twin);
         *twin += 1;
         ids.push(LockId { dev: file.dev, ino: file.ino, hash: hash.finish(), long: false });
     }
     ids
+}
+
+/// The id of a lock whose owner's token stays the same while the lock lives.
+pub fn of_lock(
+    key: &IdKey,
+    dev: Dev,
+    ino: u64,
+    kind: LockKind,
+    range: Range,
+    acquirer: RecordedPid,
+    owner: Owner,
+) -> LockId {
+    let mut hash = hashed(key, dev, ino, kind, range, acquirer);
+    hash.write_u64(owner.0);
+    LockId { dev, ino, hash: hash.finish(), long: false }
+}
+
+fn hashed(
+    key: &IdKey,
+    dev: Dev,
+    ino: u64,
+    kind: LockKind,
+    range: Range,
+    acquirer: RecordedPid,
+) -> SipHasher24 {
+    let mut hash = SipHasher24::new_with_key(&key.0);
+    hash.write_u32(dev.major);
+    hash.write_u32(dev.minor);
+    hash.write_u64(ino);
+    hash.write(kind.name().as_bytes());
+    // The first byte tells the ranges of one owner apart: they never overlap.
+    hash.write_u64(range.start);
+    hash.write_i64(match acquirer {
+        RecordedPid::Local(pid) => i64::from(pid),
+        RecordedPid::Zero => 0,
+        RecordedPid::Withheld => i64::MIN,
+        RecordedPid::Remote(recorded) => i64::from(recorded) | 1 << 40,
+    });
+    hash
 }
 
 /// Has the ids of one file's locks written in full where their short forms look alike.
@@ -98,7 +127,7 @@ pub fn lengthen_where_ambiguous<'a>(ids: impl Iterator<Item = &'a mut LockId>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::identity::{Access, LockKind, Owner, Range};
+    use crate::engine::identity::Access;
     use crate::engine::snapshot::{File, FileIx, Lock};
 
     fn snapshot(owners: &[u64], stable_owners: bool) -> Snapshot {

@@ -4,8 +4,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A block or anonymous device number, as the kernel's `super_block.s_dev` splits it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Dev {
     /// Major number, 12 bits in the kernel.
     pub major: u32,
@@ -28,7 +31,8 @@ impl fmt::Display for Dev {
 }
 
 /// The kind of a lock, named as `/proc/locks` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LockKind {
     /// flock(2): belongs to an open file description.
     Flock,
@@ -78,7 +82,8 @@ impl LockKind {
 }
 
 /// Shared or exclusive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Access {
     /// `F_RDLCK`, `LOCK_SH`.
     Read,
@@ -100,7 +105,8 @@ impl Access {
 }
 
 /// The bytes that a lock covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Range {
     /// First byte.
     pub start: u64,
@@ -124,7 +130,7 @@ impl Range {
 ///
 /// Equal tokens of one snapshot mean the same kernel object. The BPF source uses the kernel's
 /// pointer, so a token must never be shown or written anywhere.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owner(pub u64);
 
 impl fmt::Debug for Owner {
@@ -142,7 +148,7 @@ pub type Pid = i32;
 /// A process's start, in nanoseconds of `CLOCK_BOOTTIME`.
 ///
 /// procfs only tells clock ticks: starts from different sources are compared by [`Self::ticks`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StartTime(pub u64);
 
 impl StartTime {
@@ -168,7 +174,9 @@ impl StartTime {
 }
 
 /// A moment, in nanoseconds of `CLOCK_BOOTTIME`, which does not stand still in suspend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct BootTime(pub u64);
 
 impl BootTime {
@@ -189,7 +197,8 @@ impl BootTime {
 }
 
 /// A process: a pid alone is given to another one sooner or later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProcessId {
     /// Thread-group id, counted as [`Pid`] says.
     pub pid: Pid,
@@ -198,7 +207,8 @@ pub struct ProcessId {
 }
 
 /// The pid that the kernel recorded in a lock (`flc_pid`), or what it showed instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RecordedPid {
     /// A local process, alive or not.
     Local(Pid),

@@ -3,13 +3,17 @@
 //! Refuses any other way in: whatever is not an [`Input`] cannot change what the engine says, so a
 //! recorded list of inputs gives the same outputs again.
 
+use serde::{Deserialize, Serialize};
+
+use super::bytes;
 use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
-use super::snapshot::{Death, Remembered, Snapshot};
+use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
 /// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Moment {
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     pub boot: BootTime,
@@ -18,7 +22,8 @@ pub struct Moment {
 }
 
 /// A file: device and inode number. Its path is only a label, found in the newest view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FileId {
     /// The device, as the kernel's `s_dev`.
     pub dev: Dev,
@@ -27,7 +32,8 @@ pub struct FileId {
 }
 
 /// A lock, as the records of the moment name it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LockName {
     /// Its id: the one that it has in every snapshot while it lives.
     pub id: LockId,
@@ -42,18 +48,21 @@ pub struct LockName {
 }
 
 /// A file that the configuration watches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Watched {
     /// The name in the configuration.
     pub name: String,
     /// The path in the configuration.
+    #[serde(with = "bytes")]
     pub path: Box<[u8]>,
     /// What is there now; `None` where nothing is.
     pub file: Option<FileId>,
 }
 
 /// What the engine is told once, before anything else.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// From an owner's death to calling its lock orphaned, nanoseconds.
     pub grace: u64,
@@ -82,7 +91,8 @@ impl Default for Settings {
 }
 
 /// One reading of the kernel's tables, with the ids of its locks in their order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Reading {
     /// When it was begun: what happened later it may or may not show.
     pub begun: BootTime,
@@ -92,8 +102,62 @@ pub struct Reading {
     pub ids: Vec<LockId>,
 }
 
+impl Reading {
+    /// Whether its parts fit together, as every source's do.
+    ///
+    /// # Errors
+    /// Where an index leads nowhere, or locks and ids differ in number.
+    pub fn check(&self) -> Result<(), Misfit> {
+        let Snapshot { files, locks, waiters, references, .. } = &self.snapshot;
+        if locks.len() != self.ids.len() {
+            return Err(Misfit::Ids { locks: locks.len(), ids: self.ids.len() });
+        }
+        let of_locks = locks.iter().map(|lock| lock.file);
+        let of_waiters = waiters.iter().map(|waiter| waiter.file);
+        let of_references = references.iter().map(|reference| reference.file);
+        let named = of_locks.chain(of_waiters).chain(of_references);
+        let lost = named.map(|FileIx(ix)| ix).find(|&ix| ix as usize >= files.len());
+        if let Some(index) = lost {
+            return Err(Misfit::File { index, files: files.len() });
+        }
+        let strange = locks.iter().zip(&self.ids).position(|(lock, id)| {
+            let file = &files[lock.file.0 as usize];
+            (file.dev, file.ino) != (id.dev, id.ino)
+        });
+        strange.map_or(Ok(()), |lock| Err(Misfit::Id { lock }))
+    }
+}
+
+/// Why the parts of a reading do not fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// Locks and ids differ in number.
+    #[error("{locks} locks and {ids} ids")]
+    Ids {
+        /// How many locks.
+        locks: usize,
+        /// How many ids.
+        ids: usize,
+    },
+    /// Something is on a file that is not there.
+    #[error("file {index} of {files}")]
+    File {
+        /// The index, from 0.
+        index: u32,
+        /// How many files.
+        files: usize,
+    },
+    /// An id names another file than its lock is on.
+    #[error("the id of lock {lock} is one of another file")]
+    Id {
+        /// The lock, from 0.
+        lock: usize,
+    },
+}
+
 /// A lock that ended while the process that took it was dying, or after that.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ended {
     /// Which.
     pub lock: LockName,
@@ -111,7 +175,8 @@ pub struct Ended {
 }
 
 /// A lock that was taken on a file to which attention is paid.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Acquired {
     /// Which.
     pub lock: LockName,
@@ -122,7 +187,8 @@ pub struct Acquired {
 }
 
 /// A lock that was given up by a living process, on a file to which attention is paid.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Released {
     /// Which.
     pub lock: LockName,
@@ -133,7 +199,8 @@ pub struct Released {
 }
 
 /// How an attempt failed to get the lock at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// `EAGAIN`: it did not want to wait.
     Refused,
@@ -143,7 +210,8 @@ pub enum Outcome {
 
 /// An attempt that met a lock: on a file to which attention is paid, or whose owner was already on
 /// its way out.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attempt {
     /// What it met.
     pub met: LockName,
@@ -162,7 +230,8 @@ pub struct Attempt {
 }
 
 /// A pid that was given to a new process although a lock of the one that had it before is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PidReused {
     /// The new process.
     pub process: ProcessId,
@@ -171,7 +240,8 @@ pub struct PidReused {
 }
 
 /// The beginning of the daemon's watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Started {
     /// The number of the last event of the daemon before, where its count goes on.
     pub last_seq: Option<u64>,
@@ -184,7 +254,8 @@ pub struct Started {
 }
 
 /// Everything that may influence the engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     /// Comes first.
     Started(Started),

@@ -5,6 +5,7 @@
 //! The same inputs give the same outputs, byte for byte.
 
 pub mod births;
+mod bytes;
 pub mod classify;
 pub mod event;
 pub mod evidence;

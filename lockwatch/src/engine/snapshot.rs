@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use super::bytes;
 use super::identity::{
     Access, BootTime, Dev, LockKind, Owner, Pid, ProcessId, Range, RecordedPid, StartTime,
 };
 
 /// Everything that one reading found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Snapshot {
     /// Files that carry a lock or a queued request; others refer to them by index.
     pub files: Vec<File>,
@@ -45,11 +49,12 @@ pub struct Snapshot {
 }
 
 /// Index into [`Snapshot::files`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileIx(pub u32);
 
 /// A file: (device, inode). The path is only a label on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct File {
     /// The device of the inode, as the kernel's `s_dev`.
     pub dev: Dev,
@@ -59,6 +64,7 @@ pub struct File {
     pub size: Option<u64>,
     /// The path by which it was opened, as the reader's root shows it; without the kernel's
     /// " (deleted)". Any bytes but NUL.
+    #[serde(default, with = "bytes::optional")]
     pub path: Option<Box<[u8]>>,
     /// True where the inode has no name left (`i_nlink` is 0).
     pub deleted: Option<bool>,
@@ -67,7 +73,8 @@ pub struct File {
 }
 
 /// One granted lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lock {
     /// The kernel's entry, by a token of the source's choice, unique in the snapshot. Like
     /// [`Owner`] it may be a kernel pointer and is never shown.
@@ -91,7 +98,8 @@ pub struct Lock {
 }
 
 /// The taking of a lock, as it was seen when it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Taken {
     /// When. Of a range that the kernel merged: when the oldest of its bytes was taken.
     pub at: BootTime,
@@ -100,24 +108,29 @@ pub struct Taken {
 }
 
 /// A process, as it was at one moment that history saw.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Remembered {
     /// Which.
     pub id: ProcessId,
     /// `comm` at that moment, at most 15 bytes, any but NUL.
+    #[serde(with = "bytes")]
     pub comm: Box<[u8]>,
     /// Its pid in its own (innermost) pid namespace.
     pub ns_pid: Option<Pid>,
     /// Inode number of its pid namespace.
     pub pid_ns: Option<u64>,
     /// Executable: its path, where somebody looked while the process lived.
+    #[serde(default, with = "bytes::optional")]
     pub exe: Option<Box<[u8]>>,
     /// Control group path, where it could be told from the group's number.
+    #[serde(default, with = "bytes::optional")]
     pub cgroup: Option<Box<[u8]>>,
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Death {
     /// Which.
     pub process: ProcessId,
@@ -137,7 +150,8 @@ impl Death {
 }
 
 /// One queued request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Waiter {
     /// The entry of the granted lock at the root of the queue in which the request waits.
     /// `None` where the source could not tell.
@@ -159,7 +173,8 @@ pub struct Waiter {
 }
 
 /// What keeps a description or an fd table alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Via {
     /// A descriptor in an fd table.
     Fd,
@@ -190,7 +205,8 @@ impl Via {
 }
 
 /// One reference to a description.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Reference {
     /// The thread-group id of whoever refers.
     pub pid: Pid,
@@ -215,7 +231,7 @@ pub struct Reference {
 }
 
 /// A place where a description lives on, in no fd table.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     /// The description.
     pub description: Owner,
@@ -226,7 +242,7 @@ pub struct Place {
 }
 
 /// What kind of place it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PlaceKind {
     /// The receive queue of a unix socket.
     Queue {
@@ -274,7 +290,7 @@ impl Place {
 }
 
 /// A process that has a [`Place`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PlaceOwner {
     /// Its pid.
     pub pid: Pid,
@@ -287,7 +303,7 @@ pub struct PlaceOwner {
 }
 
 /// Where places were looked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Search {
     /// Kinds of places that were searched.
     pub searched: Vec<Via>,
@@ -306,7 +322,8 @@ impl Search {
 }
 
 /// A process, as it was when the snapshot was taken.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Process {
     /// Start, with the pid its identity. `None` where it could not be read.
     pub start: Option<StartTime>,
@@ -319,6 +336,7 @@ pub struct Process {
     /// Depth of its pid namespace below the initial one.
     pub ns_level: Option<u32>,
     /// `comm`, at most 15 bytes, any but NUL.
+    #[serde(with = "bytes")]
     pub comm: Box<[u8]>,
     /// Parent's thread-group id.
     pub parent: Option<Pid>,
@@ -333,15 +351,18 @@ pub struct Process {
     /// True where nothing of it is left but its exit status (no live thread).
     pub zombie: bool,
     /// Executable, where it was looked up.
+    #[serde(default, with = "bytes::optional")]
     pub exe: Option<Box<[u8]>>,
     /// Control group path, where it was looked up.
+    #[serde(default, with = "bytes::optional")]
     pub cgroup: Option<Box<[u8]>>,
 }
 
 /// What is known about the order in which pids were given out.
 ///
 /// The kernel gives them out in rising order and begins anew at `pid_max`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Births {
     /// Tasks created since boot (`processes` in `/proc/stat`).
     pub forks: Option<u64>,
@@ -354,7 +375,8 @@ pub struct Births {
 }
 
 /// What could not be read, and what that hides.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limit {
     /// What was not read, and why, in one clause.
     pub what: String,
@@ -363,7 +385,8 @@ pub struct Limit {
 }
 
 /// What a limit may hide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Hides {
     /// Nothing that this source could show on another kernel or for another user.
     Nothing,

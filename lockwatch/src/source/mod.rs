@@ -5,5 +5,7 @@
 //! about the processes that it names; procfs knows of no other source.
 
 pub mod bpf;
+pub mod history;
 mod octal;
 pub mod procfs;
+pub mod trace;

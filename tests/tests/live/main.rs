@@ -17,6 +17,8 @@ mod names;
 mod namespaces;
 mod peers;
 mod reclaim;
+mod reclaim_hooks;
+mod reclaim_races;
 mod reclaim_ways;
 mod refused;
 mod registered;
@@ -47,6 +49,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("sources", sources::TESTS),
     ("reclaim", reclaim::TESTS),
     ("reclaim_ways", reclaim_ways::TESTS),
+    ("reclaim_hooks", reclaim_hooks::TESTS),
+    ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),

@@ -163,10 +163,7 @@ impl Engine {
     fn settle(&mut self, now: BootTime, news: &mut Vec<News>) {
         while let Some(record) = self.reorder.next(now) {
             match record {
-                Record::PidReused(reused) => {
-                    let scene = Scene { view: &self.view, watched: &self.watched };
-                    news.extend(self.recycled.reuse(reused, &mut self.schedule, scene));
-                }
+                Record::PidReused(reused) => self.recycled.reuse(reused, &mut self.schedule),
                 Record::Ended(ended) => self.end(ended, news),
                 Record::Acquired(acquired) => self.acquire(&acquired, news),
                 Record::Released(released) => self.release(&released, news),

@@ -25,27 +25,15 @@ pub(super) struct Recycled {
 }
 
 impl Recycled {
-    /// A pid was given to a new process.
-    pub(super) fn reuse(
-        &mut self,
-        reused: PidReused,
-        schedule: &mut Schedule,
-        scene: Scene<'_>,
-    ) -> Vec<News> {
-        let mut news = Vec::new();
-        for lock in &scene.view.locks {
-            if is_proven(lock, scene, reused) {
-                self.tell(lock, reused.process, scene, &mut news);
-            }
-        }
-        // What was taken since the last reading is not in the view.
+    /// A pid was given to a new process: the next reading shows whether a lock has it recorded, and
+    /// by which name the new process goes.
+    pub(super) fn reuse(&mut self, reused: PidReused, schedule: &mut Schedule) {
         self.pending.insert(reused.process, reused.at);
         if self.pending.len() > MOST {
             self.pending.pop_first();
             self.forgotten += 1;
         }
         schedule.at(reused.at);
-        news
     }
 
     /// A lock ended: had its pid a new owner by then?

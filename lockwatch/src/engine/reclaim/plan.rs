@@ -3,6 +3,8 @@
 //! Refuses to plan what was not proven to be an orphan, unless it was forced for one lock by name;
 //! then the plan says who loses the lock.
 
+use std::collections::BTreeMap;
+
 use super::refusal::Refusal;
 use crate::engine::classify::{Confidence, Reason, State};
 use crate::engine::evidence::Evidence;
@@ -286,28 +288,29 @@ fn choose(
     }
 }
 
-/// Who has the file open for writing, but for the reader itself.
+/// Who has the file open for writing, but for the reader itself. `None` where that cannot be told
+/// of one who has it open.
 fn writers(view: &View, lock: &LockView, own: Pid) -> Option<Vec<Writer>> {
     let facts = view.lock(lock);
-    let mut writers: Vec<Writer> = Vec::new();
-    let of_file = view.snapshot.references.iter().filter(|of| of.file == facts.file);
-    for reference in of_file {
-        if !reference.writes? {
-            continue;
-        }
+    // A descriptor may be there twice, once without its mode.
+    let mut found: BTreeMap<(Pid, Option<u32>), (Option<bool>, Writer)> = BTreeMap::new();
+    for reference in view.snapshot.references.iter().filter(|of| of.file == facts.file) {
         let process = view.process(reference.pid);
         let pid = process.and_then(|process| process.reader_pid).unwrap_or(reference.pid);
-        if pid == own {
-            continue;
-        }
-        writers.push(Writer {
+        let writer = Writer {
             pid,
             comm: process.map(|process| process.comm.clone()).unwrap_or_default(),
             fd: reference.fd,
             holds: !facts.kind.belongs_to_fd_table() && reference.description == facts.owner,
-        });
+        };
+        let known = found.entry((pid, reference.fd)).or_insert((None, writer));
+        known.0 = known.0.or(reference.writes);
     }
-    writers.sort_by_key(|writer| (writer.pid, writer.fd));
-    writers.dedup_by_key(|writer| (writer.pid, writer.fd));
-    Some(writers)
+    found.retain(|(pid, _), _| *pid != own);
+    if found.values().any(|(writes, _)| writes.is_none()) {
+        return None;
+    }
+    let writes =
+        |(writes, writer): (Option<bool>, Writer)| (writes == Some(true)).then_some(writer);
+    Some(found.into_values().filter_map(writes).collect())
 }

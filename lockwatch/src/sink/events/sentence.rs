@@ -26,7 +26,8 @@ impl fmt::Display for Sentence<'_> {
         let now = event.at.boot;
         match &event.kind {
             Kind::Started { continued, version, kernel } => {
-                write!(f, "lockwatch {version} watches {}", Escaped(kernel.as_bytes()))?;
+                let (version, kernel) = (Escaped(version.as_bytes()), Escaped(kernel.as_bytes()));
+                write!(f, "lockwatch {version} watches kernel {kernel}")?;
                 let since = if *continued { ", where another daemon left off" } else { "" };
                 f.write_str(since)
             }
@@ -118,15 +119,16 @@ struct Taker<'a>(Option<&'a Party>, Option<&'a Death>);
 impl fmt::Display for Taker<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(party, death) = self;
-        match party {
-            Some(party) => write!(f, "{}", Name(party))?,
-            None => f.write_str("somebody unknown")?,
-        }
-        match death.map(|death| (death.signal, death.code)) {
-            Some((Some(signal), _)) => write!(f, ", ended by signal {signal}"),
-            Some((None, Some(code))) => write!(f, ", exited with {code}"),
-            Some((None, None)) => f.write_str(", ended"),
-            None => Ok(()),
+        let Some(party) = party else { return f.write_str("somebody unknown") };
+        let ending = match death.map(|death| (death.signal, death.code)) {
+            Some((Some(signal), _)) => format!("ended by signal {signal}"),
+            Some((None, Some(code))) => format!("exited with {code}"),
+            Some((None, None)) => "ended".into(),
+            None => return Name(party).fmt(f),
+        };
+        match &party.comm {
+            Some(comm) => write!(f, "{} (pid {}, {ending})", Escaped(comm), party.pid),
+            None => write!(f, "pid {} ({ending})", party.pid),
         }
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Loose {
     pub(super) unlinked: Vec<Unlinked>,
     /// Paths from the root of their file system, of files that no descriptor leads to.
     pub(super) names: HashMap<FileIx, Vec<u8>>,
+    /// The kernel's inode of each file.
+    pub(super) inodes: Vec<u64>,
 }
 
 /// Takes records in the program's order.
@@ -231,7 +233,11 @@ impl Assembler {
             }
         }
         self.snapshot.stable_owners = true;
-        let loose = Loose { unlinked: self.unlinked, names: self.names };
+        let mut inodes = vec![0; self.snapshot.files.len()];
+        for (inode, file) in self.inodes {
+            inodes[file.0 as usize] = inode;
+        }
+        let loose = Loose { unlinked: self.unlinked, names: self.names, inodes };
         (self.snapshot, loose, self.targets)
     }
 }

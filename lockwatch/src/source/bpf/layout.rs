@@ -2,7 +2,7 @@
 //!
 //! Refuses to guess: a member that is needed and absent is an error that names it.
 
-use lockwatch_common::offsets::Offsets;
+use lockwatch_common::offsets::{ABSENT, Offsets};
 use lockwatch_common::snapshot::LOCK_SPAN;
 
 use super::btf::Btf;
@@ -38,6 +38,11 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
             of("file_lock", old)
         }
     };
+    let may = |structure: &str, path: &str| btf.offset_of(structure, path).unwrap_or(ABSENT);
+    // `timespec64` has its seconds first, then its nanoseconds, 8 bytes each.
+    let whole = |path| btf.offset_of("inode", path).map(|at| (at, at + 8));
+    let halves = btf.offset_of("inode", "i_mtime_sec").zip(btf.offset_of("inode", "i_mtime_nsec"));
+    let modified = halves.or(whole("__i_mtime")).or(whole("i_mtime")).unwrap_or((ABSENT, ABSENT));
     let offsets = Offsets {
         file_inode: of("file", "f_inode")?,
         file_path: of("file", "f_path")?,
@@ -86,6 +91,17 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
         upid_ns: of("upid", "ns")?,
         pid_ns_inum: of("pid_namespace", "ns.inum")?,
         has_d_path: u32::from(has_d_path),
+        // 5.12 has it; the helper came a version earlier, which BTF does not tell.
+        has_task_btf: u32::from(btf.has_structure("bpf_iter__task_vma")),
+        inode_mtime_sec: modified.0,
+        inode_mtime_nsec: modified.1,
+        task_mm: may("task_struct", "mm"),
+        task_signal: may("task_struct", "signal"),
+        task_exit_code: may("task_struct", "exit_code"),
+        mm_exe_file: may("mm_struct", "exe_file"),
+        signal_live: may("signal_struct", "live"),
+        signal_flags: may("signal_struct", "flags"),
+        signal_group_exit_code: may("signal_struct", "group_exit_code"),
     };
     for (name, offset) in [
         ("file_lock.fl_end", offsets.lock_end),

@@ -34,11 +34,13 @@ use lockwatch_common::snapshot::{
     WINDOW_BYTES, WINDOW_MAP,
 };
 use record::{Record, RecordError, Records};
+pub(super) use refusal::in_one_line;
+use rustix::time::{ClockId, clock_gettime};
 use seeds::Seeds;
 pub use unseen::explain;
 use window::MappedWindow;
 
-use crate::engine::identity::Dev;
+use crate::engine::identity::{BootTime, Dev};
 use crate::engine::snapshot::{Hides, Limit, Snapshot};
 
 /// Why no snapshot can be taken with BPF.
@@ -83,7 +85,7 @@ pub enum BpfError {
 
 /// The program and its maps, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snapshot.bpf.o"));
-const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "task_file";
 
 /// Windows that may wait to be put in order before the reader waits.
@@ -102,6 +104,12 @@ pub struct Reading {
     pub snapshot: Snapshot,
     /// The kernel's identity of the files behind this process's own descriptors.
     pub own_files: HashMap<u32, (Dev, u64)>,
+    /// The kernel's inode of each file of the snapshot. Never to be shown.
+    pub(super) inodes: Vec<u64>,
+    /// When the reading was begun: what happened later it may or may not show.
+    pub begun: BootTime,
+    /// When it had ended.
+    pub ended: BootTime,
 }
 
 /// Takes one snapshot.
@@ -109,6 +117,7 @@ pub struct Reading {
 /// # Errors
 /// Where the kernel or the privileges do not allow it, or the iterator fails.
 pub fn read() -> Result<Reading, BpfError> {
+    let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let mut iterator = TaskFileIterator::load(seeds.descriptor())?;
     log::debug!("loaded");
@@ -116,10 +125,17 @@ pub fn read() -> Result<Reading, BpfError> {
     let state = iterator.read_beside(|record| assembler.take(record))?;
     log::debug!("read: {state:?}");
     drop(iterator);
+    let ended = now();
     let (mut snapshot, loose, own_files) = assembler.finish();
     snapshot.limits.extend(limits(&state, &seeds));
     enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
-    Ok(Reading { snapshot, own_files })
+    Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
+}
+
+/// `CLOCK_BOOTTIME`.
+pub(super) fn now() -> BootTime {
+    let time = clock_gettime(ClockId::Boottime);
+    BootTime(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// What the program had to leave out.
@@ -145,8 +161,8 @@ struct TaskFileIterator {
     object: Ebpf,
 }
 
-fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
-    move |error| BpfError::Load { what, why: refusal::in_one_line(&error) }
+pub(super) fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl Fn(E) -> BpfError {
+    move |error| BpfError::Load { what, why: in_one_line(&error) }
 }
 
 impl TaskFileIterator {

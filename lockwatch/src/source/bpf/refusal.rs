@@ -49,7 +49,7 @@ impl Facts {
 }
 
 /// The error with its causes and what it means, as one line.
-pub(super) fn in_one_line(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
     log::debug!("{error}");
     let (text, number) = told(error);
     let facts = Facts::read();

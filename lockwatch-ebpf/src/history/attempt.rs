@@ -1,0 +1,83 @@
+//! An attempt to take or give up a lock, as a tracepoint shows it.
+
+use lockwatch_common::history::{FileKey, Key};
+use lockwatch_common::offsets::ABSENT;
+
+use crate::kernel::{member, offset};
+
+/// What `flock_lock_inode` and `posix_lock_inode` say.
+pub(crate) struct Attempt {
+    /// The typed pointer to the inode.
+    pub(crate) inode: *const u8,
+    pub(crate) key: Key,
+    pub(crate) end: i64,
+    pub(crate) flags: u32,
+    pub(crate) access: u32,
+    pub(crate) recorded: i32,
+    /// The kernel's own entry is what is shown, not the request: the request became one with it.
+    pub(crate) linked: bool,
+}
+
+/// How an attempt ends that has to wait (`FILE_LOCK_DEFERRED`).
+pub(crate) const DEFERRED: i32 = 1;
+/// How an attempt ends that does not want to wait.
+pub(crate) const EAGAIN: i32 = -11;
+
+impl Attempt {
+    /// Reads it. `ranged` where the lock has a range.
+    ///
+    /// # Safety
+    /// The pointers must be a tracepoint's, not null.
+    #[inline(always)]
+    pub(crate) unsafe fn read(inode: *const u8, lock: *const u8, class: u32, ranged: bool) -> Self {
+        // SAFETY: offsets of the lock that all its kinds have, and of a `file_lock` where ranged.
+        unsafe {
+            let (start, end) = match ranged {
+                true => (member(lock, offset!(lock_start)), member(lock, offset!(lock_end))),
+                false => (0, i64::MAX),
+            };
+            let key = Key {
+                inode: inode as u64,
+                owner: member(lock, offset!(lock_owner)),
+                start,
+                class,
+                reserved: 0,
+            };
+            Self {
+                inode,
+                key,
+                end,
+                flags: member(lock, offset!(lock_flags)),
+                access: member::<u8>(lock, offset!(lock_type)) as u32,
+                recorded: member(lock, offset!(lock_pid)),
+                linked: member::<u64>(lock, offset!(lock_link) + 8) != 0,
+            }
+        }
+    }
+
+    /// The file.
+    #[inline(always)]
+    pub(crate) fn file(&self) -> FileKey {
+        // SAFETY: `inode` is the tracepoint's.
+        unsafe {
+            let sb: *const u8 = member(self.inode, offset!(inode_sb));
+            let dev = if sb.is_null() { 0 } else { member(sb, offset!(sb_dev)) };
+            FileKey { ino: member(self.inode, offset!(inode_ino)), dev, reserved: 0 }
+        }
+    }
+
+    /// When the file was written last: seconds and nanoseconds, as far as the kernel tells.
+    #[inline(always)]
+    pub(crate) fn modified(&self) -> (i64, u32) {
+        if offset!(inode_mtime_sec) == ABSENT || offset!(inode_mtime_nsec) == ABSENT {
+            return (0, 0);
+        }
+        // SAFETY: `inode` is the tracepoint's.
+        unsafe {
+            (
+                member(self.inode, offset!(inode_mtime_sec)),
+                member(self.inode, offset!(inode_mtime_nsec)),
+            )
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Files to which attention is paid: what happens to their locks is told, not only written down.
+//!
+//! User space names some for good; a crash makes one, so that whoever takes the lock next is told
+//! of, however quick.
+
+use lockwatch_common::history::{CLASS_FLOCK, Ending, FOREVER, FileKey, KIND_ACQUIRED, Key};
+
+use crate::attempt::Attempt;
+use crate::conflict;
+use crate::moment::{self, Moment};
+use crate::tables::{ATTENDED, LOCKS, globals};
+
+/// True where the file has attention.
+#[inline(always)]
+pub(crate) fn is_paid(file: &FileKey, now: u64) -> bool {
+    let Some(globals) = globals() else { return false };
+    // SAFETY: the maps' values; plain numbers that are written whole.
+    unsafe {
+        if (*globals).attended == 0 && now >= (*globals).attended_until {
+            return false;
+        }
+        match ATTENDED.get(file) {
+            Some(&until) => until > now,
+            None => false,
+        }
+    }
+}
+
+/// An exclusive lock ended by its owner's crash: whoever takes it next is told of. Answers when it
+/// ended at the latest.
+///
+/// The tracepoint comes after the lock is free, so another may have it by now and have been seen:
+/// then that is told here.
+#[inline(never)]
+pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
+    let Some(globals) = globals() else { return now };
+    // SAFETY: the maps' values; plain numbers that are written whole.
+    unsafe {
+        let until = now + (*globals).handoff_window;
+        let forever = matches!(ATTENDED.get(file), Some(&FOREVER));
+        if !forever && ATTENDED.insert(file, &until, 0).is_ok() && (*globals).attended_until < until
+        {
+            (*globals).attended_until = until;
+        }
+        if attempt.key.class != CLASS_FLOCK {
+            return now;
+        }
+        let Some(next) = conflict::first(attempt) else { return now };
+        let key = Key { owner: next.owner, ..attempt.key };
+        let Some(entry) = LOCKS.get(&key) else { return now };
+        if entry.taken_at == 0 || entry.taken_at > now {
+            return now;
+        }
+        let at = entry.taken_at;
+        let ending = Ending::NONE;
+        moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending });
+        at - 1
+    }
+}

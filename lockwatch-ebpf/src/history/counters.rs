@@ -1,0 +1,125 @@
+//! What is counted, on each CPU apart.
+
+use lockwatch_common::history::{BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, FL_OFDLCK, KINDS};
+
+use crate::tables::COUNTERS;
+
+/// Index of a kind of lock in [`Counters`].
+#[inline(always)]
+pub(crate) fn kind(class: u32, flags: u32) -> usize {
+    match class {
+        CLASS_FLOCK => 0,
+        CLASS_POSIX if flags & FL_OFDLCK != 0 => 2,
+        CLASS_POSIX => 1,
+        _ => 3,
+    }
+}
+
+/// This CPU's counters.
+#[inline(always)]
+fn here() -> Option<&'static mut Counters> {
+    // SAFETY: the map's value lives as long as the program; programs on one CPU do not overlap.
+    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &mut *counters })
+}
+
+macro_rules! count {
+    ($($(#[$doc:meta])* $name:ident => $member:ident;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub(crate) fn $name() {
+                if let Some(counters) = here() {
+                    counters.$member += 1;
+                }
+            }
+        )*
+    };
+}
+
+count! {
+    /// A record did not fit the ring.
+    lost_record => lost_records;
+    /// A lock did not fit its table.
+    lost_lock => lost_locks;
+    /// An operation or owner did not fit its table.
+    lost_operation => lost_operations;
+    /// A wait or an ending did not fit its table.
+    lost_other => lost_others;
+}
+
+/// A lock was taken.
+#[inline(always)]
+pub(crate) fn acquisition(kind: usize) {
+    if let Some(counters) = here() {
+        counters.acquisitions[kind % KINDS] += 1;
+    }
+}
+
+/// A lock was given up; `held` nanoseconds after it was taken, where that is known.
+#[inline(always)]
+pub(crate) fn release(kind: usize, held: Option<u64>) {
+    if let Some(counters) = here() {
+        let kind = kind % KINDS;
+        counters.releases[kind] += 1;
+        if let Some(held) = held {
+            counters.hold[kind][bucket(held)] += 1;
+            counters.hold_sum[kind] += held;
+        }
+    }
+}
+
+/// An attempt was answered with `EAGAIN`.
+#[inline(always)]
+pub(crate) fn refusal(kind: usize) {
+    if let Some(counters) = here() {
+        counters.refusals[kind % KINDS] += 1;
+    }
+}
+
+/// An attempt has to wait.
+#[inline(always)]
+pub(crate) fn wait(kind: usize) {
+    if let Some(counters) = here() {
+        counters.waits[kind % KINDS] += 1;
+    }
+}
+
+/// A wait was granted after so many nanoseconds.
+#[inline(always)]
+pub(crate) fn granted(kind: usize, waited: u64) {
+    if let Some(counters) = here() {
+        let kind = kind % KINDS;
+        counters.wait[kind][bucket(waited)] += 1;
+        counters.wait_sum[kind] += waited;
+    }
+}
+
+/// The power of two: 0 for 0 and 1, 1 for 2 and 3, and so on.
+#[inline(always)]
+fn bucket(nanoseconds: u64) -> usize {
+    // By halves: neither a loop nor an instruction that no kernel has.
+    let mut rest = nanoseconds;
+    let mut power = 0usize;
+    if rest >> 32 != 0 {
+        rest >>= 32;
+        power += 32;
+    }
+    if rest >> 16 != 0 {
+        rest >>= 16;
+        power += 16;
+    }
+    if rest >> 8 != 0 {
+        rest >>= 8;
+        power += 8;
+    }
+    if rest >> 4 != 0 {
+        rest >>= 4;
+        power += 4;
+    }
+    if rest >> 2 != 0 {
+        rest >>= 2;
+        power += 2;
+    }
+    power += (rest >> 1 != 0) as usize;
+    if power < BUCKETS { power } else { BUCKETS - 1 }
+}

@@ -1,0 +1,77 @@
+//! The exit of processes: those that took locks which are still there are written down, before
+//! anything of theirs is given back.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use lockwatch_common::history::{DiedRecord, Ending, Header, KIND_DIED, ProcessKey};
+
+use crate::counters;
+use crate::kernel::{member, offset};
+use crate::tables::{DEAD, MOMENTS, WAITERS, add, held};
+use crate::taking::now;
+
+/// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(context: BtfTracePointContext) -> i32 {
+    let task: *const u8 = context.arg(0);
+    if !task.is_null() {
+        // SAFETY: the tracepoint's argument.
+        unsafe { exits(task) };
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn exits(task: *const u8) {
+    // SAFETY: members of the task at offsets of their types; the maps' values.
+    unsafe {
+        let tid: i32 = member(task, offset!(task_pid));
+        if let Some(held) = held(tid)
+            && (*held).waits > 0
+            && WAITERS.remove(tid as u64).is_ok()
+        {
+            add(&raw mut (*held).waits, -1);
+        }
+        let tgid: i32 = member(task, offset!(task_tgid));
+        let Some(held) = held(tgid) else { return };
+        if (*held).locks <= 0 {
+            return;
+        }
+        let signal: *const u8 = member(task, offset!(task_signal));
+        if signal.is_null() || member::<i32>(signal, offset!(signal_live)) != 0 {
+            return;
+        }
+        let leader: *const u8 = member(task, offset!(task_leader));
+        if leader.is_null() {
+            return;
+        }
+        // What wait(2) tells.
+        let status = if member::<u32>(signal, offset!(signal_flags)) & SIGNAL_GROUP_EXIT != 0 {
+            member(signal, offset!(signal_group_exit_code))
+        } else {
+            member(leader, offset!(task_exit_code))
+        };
+        let now = now();
+        let process = ProcessKey { start: member(leader, offset!(task_start)), tgid, reserved: 0 };
+        let ending = Ending { at: now, status, dead: 1 };
+        // Two last threads may both be the last one: the first tells.
+        match DEAD.insert(process, ending, BPF_NOEXIST) {
+            Ok(()) => {}
+            Err(EEXIST) => return,
+            Err(_) => counters::lost_other(),
+        }
+        let Some(mut room) = MOMENTS.reserve::<DiedRecord>(0) else {
+            counters::lost_record();
+            return;
+        };
+        let header = Header { kind: KIND_DIED, len: size_of::<DiedRecord>() as u32, at: now };
+        room.write(DiedRecord { header, process, ending });
+        room.submit(0);
+    }
+}
+
+const EEXIST: i32 = -17;

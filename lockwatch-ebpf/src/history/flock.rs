@@ -1,0 +1,69 @@
+//! flock(2): one lock a description and file.
+//!
+//! The tracepoint comes after the list's lock is given back: what two threads do at once to one
+//! description may be seen in the wrong order, which the next reconciliation finds.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use lockwatch_common::history::{CLASS_FLOCK, F_UNLCK, FL_ACCESS};
+
+use crate::attempt::{Attempt, DEFERRED, EAGAIN};
+use crate::tables::LOCKS;
+use crate::taking::{given_up, taken};
+use crate::waits;
+
+#[btf_tracepoint(function = "flock_lock_inode")]
+fn flock_lock_inode(context: BtfTracePointContext) -> i32 {
+    let (inode, lock): (*const u8, *const u8) = (context.arg(0), context.arg(1));
+    let outcome: i32 = context.arg(2);
+    if !inode.is_null() && !lock.is_null() {
+        // SAFETY: the tracepoint's arguments.
+        unsafe { seen(&Attempt::read(inode, lock, CLASS_FLOCK, false), outcome) };
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn seen(attempt: &Attempt, outcome: i32) {
+    if attempt.flags & FL_ACCESS != 0 {
+        return;
+    }
+    let known = LOCKS.get_ptr_mut(&attempt.key);
+    // SAFETY: `known` is the table's value under this key.
+    unsafe {
+        match outcome {
+            0 if attempt.access == F_UNLCK => {
+                if let Some(known) = known {
+                    given_up(attempt, known);
+                }
+            }
+            0 => {
+                // One that it has already, the kernel leaves as it is.
+                match known {
+                    Some(known) if (*known).access == attempt.access => {}
+                    Some(known) => {
+                        given_up(attempt, known);
+                        taken(attempt, false);
+                    }
+                    None => taken(attempt, false),
+                }
+                waits::over(true);
+            }
+            DEFERRED | EAGAIN => {
+                // What it had, the kernel gave up before it looked for what is in the way.
+                if let Some(known) = known
+                    && (*known).access != attempt.access
+                {
+                    given_up(attempt, known);
+                }
+                if outcome == DEFERRED {
+                    waits::deferred(attempt);
+                } else {
+                    waits::over(false);
+                    waits::refused(attempt);
+                }
+            }
+            _ => waits::over(false),
+        }
+    }
+}

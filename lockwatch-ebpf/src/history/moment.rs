@@ -1,0 +1,50 @@
+//! Records of the moment, into the ring.
+//!
+//! Refuses to wait: what does not fit is counted, and user space reads the tables anew.
+
+use lockwatch_common::history::{Ending, Entry, Header, Key, MomentRecord, Party};
+
+use crate::attempt::Attempt;
+use crate::tables::MOMENTS;
+use crate::{counters, party};
+
+/// What is told.
+pub(crate) struct Moment<'a> {
+    /// One of the `KIND_` constants.
+    pub(crate) kind: u32,
+    /// When, ns of `CLOCK_BOOTTIME`.
+    pub(crate) at: u64,
+    /// Which lock.
+    pub(crate) key: &'a Key,
+    /// Its entry.
+    pub(crate) entry: &'a Entry,
+    /// How its acquirer ended, where it did.
+    pub(crate) ending: Ending,
+}
+
+/// Tells what the current task did to a lock.
+#[inline(never)]
+pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
+    let Some(mut room) = MOMENTS.reserve::<MomentRecord>(0) else {
+        counters::lost_record();
+        return;
+    };
+    let to = room.as_mut_ptr();
+    let (mtime_sec, mtime_nsec) = attempt.modified();
+    // SAFETY: the ring gave as many bytes as the record has; each member is written.
+    unsafe {
+        (*to).header =
+            Header { kind: moment.kind, len: size_of::<MomentRecord>() as u32, at: moment.at };
+        (*to).key = *moment.key;
+        (*to).entry = *moment.entry;
+        (*to).ending = moment.ending;
+        (*to).mtime_sec = mtime_sec;
+        (*to).mtime_nsec = mtime_nsec;
+        (*to).access = attempt.access;
+        (*to).start = attempt.key.start;
+        (*to).end = attempt.end;
+        (*to).by = Party::NOBODY;
+        party::current(&mut (*to).by);
+    }
+    room.submit(0);
+}

@@ -1,0 +1,196 @@
+//! POSIX and OFD locks: ranges, which the kernel merges, cuts and splits.
+//!
+//! As long as each thing that an owner does concerns exactly one of its ranges, the table of locks
+//! is the kernel's list. The first that does not makes it an owner whose operations are written
+//! down each, for user space to do them again in their order.
+//!
+//! The tracepoint comes under the list's lock: operations are seen in the order of their effect.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use lockwatch_common::history::{
+    CLASS_POSIX, Ending, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey,
+    Owner, Slot,
+};
+use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
+
+use crate::attempt::{Attempt, DEFERRED, EAGAIN};
+use crate::tables::{LOCKS, OPERATIONS, OWNERS, add, globals, held, slot};
+use crate::taking::{entry, given_up, now, taken, tell};
+use crate::{attention, counters, party, waits};
+
+/// The last byte of what goes to the end of the file.
+const TO_THE_END: i64 = i64::MAX;
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
+
+#[btf_tracepoint(function = "posix_lock_inode")]
+fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
+    let (inode, lock): (*const u8, *const u8) = (context.arg(0), context.arg(1));
+    let outcome: i32 = context.arg(2);
+    if !inode.is_null() && !lock.is_null() {
+        // SAFETY: the tracepoint's arguments.
+        unsafe { seen(&Attempt::read(inode, lock, CLASS_POSIX, true), outcome) };
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn seen(attempt: &Attempt, outcome: i32) {
+    if attempt.flags & FL_ACCESS != 0 {
+        return;
+    }
+    // SAFETY: see `flock`.
+    unsafe {
+        match outcome {
+            0 => {
+                done(attempt);
+                if attempt.access != F_UNLCK {
+                    waits::over(true);
+                }
+            }
+            DEFERRED => waits::deferred(attempt),
+            EAGAIN => {
+                waits::over(false);
+                waits::refused(attempt);
+            }
+            _ => waits::over(false),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn done(attempt: &Attempt) {
+    let Some(globals) = globals() else { return };
+    // SAFETY: the maps' values.
+    unsafe {
+        if (*globals).owners != 0
+            && let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner())
+        {
+            write_down(attempt, owner, now());
+            return;
+        }
+        let Some(slot) = slot(attempt.key.inode, attempt.key.owner) else { return };
+        let found = LOCKS.get_ptr_mut(attempt.key);
+        let known = found.map(|entry| Known {
+            same_end: (*entry).end == attempt.end,
+            same_access: (*entry).access == attempt.access,
+        });
+        if attempt.access == F_UNLCK {
+            return given_back(attempt, slot, found, known);
+        }
+        let others = match attempt.access {
+            F_WRLCK => (*slot).reads,
+            _ => (*slot).writes,
+        };
+        match ranges::set(attempt.linked, known, others) {
+            Setting::Nothing => {}
+            Setting::Simple => {
+                if let Some(found) = found {
+                    given_up(attempt, found);
+                }
+                // Where something is missing, what it became one with may be older.
+                taken(attempt, attempt.linked && (*slot).lost_at != 0);
+            }
+            Setting::Other => begin(attempt, slot, false),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn given_back(
+    attempt: &Attempt,
+    slot: *mut Slot,
+    found: Option<*mut Entry>,
+    known: Option<Known>,
+) {
+    // SAFETY: the maps' values.
+    unsafe {
+        let whole = attempt.key.start == 0 && attempt.end == TO_THE_END;
+        match ranges::unset(whole, known, (*slot).reads + (*slot).writes) {
+            Unsetting::Nothing => {}
+            Unsetting::Simple => {
+                if let Some(found) = found {
+                    given_up(attempt, found);
+                }
+            }
+            Unsetting::Only => {
+                let only =
+                    Attempt { key: Key { start: (*slot).starts, ..attempt.key }, ..*attempt };
+                if let Some(found) = LOCKS.get_ptr_mut(only.key) {
+                    given_up(&only, found);
+                }
+            }
+            Unsetting::Cleared => begin(attempt, slot, true),
+            Unsetting::Other => begin(attempt, slot, false),
+        }
+    }
+}
+
+/// From here on the owner's operations are written down, beginning with this one.
+#[inline(never)]
+unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
+    let now = now();
+    let (tgid, _) = party::ids();
+    // SAFETY: the maps' values.
+    unsafe {
+        let mut owner = Owner {
+            since: now,
+            cleared_at: if cleared { now } else { 0 },
+            lost_at: (*slot).lost_at,
+            last_at: now,
+            tgid,
+            reserved: 0,
+        };
+        if !cleared {
+            write_down(attempt, &raw mut owner, now);
+        } else {
+            counters::release(counters::kind(attempt.key.class, attempt.flags), None);
+        }
+        if OWNERS.insert(attempt.key.of_owner(), owner, 0).is_err() {
+            (*slot).lost_at = now;
+            counters::lost_operation();
+            return;
+        }
+        if let Some(globals) = globals() {
+            add((&raw mut (*globals).owners).cast(), 1);
+        }
+        if let Some(held) = held(tgid) {
+            add(&raw mut (*held).locks, 1);
+        }
+    }
+}
+
+/// Writes one operation down.
+#[inline(never)]
+unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
+    let kind = counters::kind(attempt.key.class, attempt.flags);
+    // SAFETY: the map's value, or one that becomes it.
+    unsafe {
+        (*owner).last_at = now;
+        if attempt.access == F_UNLCK {
+            counters::release(kind, None);
+            if attempt.key.start == 0 && attempt.end == TO_THE_END {
+                (*owner).cleared_at = now;
+                return;
+            }
+        } else {
+            counters::acquisition(kind);
+        }
+        let file = attempt.file();
+        let entry = entry(attempt, &file, now);
+        let key = OperationKey {
+            inode: attempt.key.inode,
+            owner: attempt.key.owner,
+            at: now,
+            start: attempt.key.start,
+        };
+        if OPERATIONS.insert(key, entry, BPF_NOEXIST).is_err() {
+            (*owner).lost_at = now;
+            counters::lost_operation();
+        }
+        if attempt.access != F_UNLCK && attention::is_paid(&file, now) {
+            tell(KIND_ACQUIRED, now, attempt, &entry, Ending::NONE);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The tables. User space sizes them before they are made, and pins them.
+//!
+//! Refuses to allocate on the way: every table is made whole, so that a lock never waits for memory.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use lockwatch_common::history::{
+    Counters, Ending, Entry, FileKey, Globals, Held, Key, Operation, OperationKey, Owner, OwnerKey,
+    ProcessKey, SLOTS, Slot, Wait,
+};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+#[map]
+pub(crate) static GLOBALS: Array<Globals> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub(crate) static LOCKS: HashMap<Key, Entry> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static OWNERS: HashMap<OwnerKey, Owner> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static OPERATIONS: HashMap<OperationKey, Operation> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static WAITERS: HashMap<u64, Wait> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static DEAD: LruHashMap<ProcessKey, Ending> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static ATTENDED: HashMap<FileKey, u64> = HashMap::with_max_entries(1024, 0);
+#[map]
+static HELD: Array<Held> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+#[map]
+static SLOTS_TABLE: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub(crate) static MOMENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Elements of `HELD` less one; written by user space before the programs are loaded.
+#[unsafe(no_mangle)]
+static HELD_MASK: u32 = 0;
+
+/// What is shared by all programs.
+#[inline(always)]
+pub(crate) fn globals() -> Option<*mut Globals> {
+    GLOBALS.get_ptr_mut(0)
+}
+
+/// The hint about a pid or thread id.
+#[inline(always)]
+pub(crate) fn held(pid: i32) -> Option<*mut Held> {
+    HELD.get_ptr_mut(pid as u32 & crate::kernel::load(&HELD_MASK))
+}
+
+/// The hint about an owner.
+#[inline(always)]
+pub(crate) fn slot(inode: u64, owner: u64) -> Option<*mut Slot> {
+    SLOTS_TABLE.get_ptr_mut(lockwatch_common::history::slot_of(inode, owner))
+}
+
+/// Adds to a hint that several CPUs write.
+///
+/// # Safety
+/// `to` must point into a map's value.
+#[inline(always)]
+pub(crate) unsafe fn add(to: *mut i64, by: i64) {
+    // The compiler knows this machine's atomic addition, but its library offers none.
+    // SAFETY: the caller's promise; map values are aligned to 8.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({to} + 0) += {by}", to = in(reg) to, by = in(reg) by);
+    }
+}

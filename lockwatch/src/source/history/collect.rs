@@ -1,0 +1,326 @@
+//! Keeping the tables true and small: what a reading of the kernel's lists shows and no table has is
+//! marked as unknown, what a table has and the kernel has not is removed.
+//!
+//! Refuses to touch what happened after the reading was begun, and to conclude from a reading that
+//! is not whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use lockwatch_common::history::{
+    CLASS_POSIX, Entry, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation, OperationKey, Owner,
+    OwnerKey, Party, RESTORED, WAITERS_MAP, Wait,
+};
+use lockwatch_common::wire::Wire;
+
+use super::join::{access, bytes, class, raw_dev};
+use super::ranges::{Ranges, Step};
+use super::sys::{self, Write};
+use super::tables::fd;
+use super::{HistoryError, Tables};
+use crate::engine::identity::RecordedPid;
+use crate::engine::snapshot::{Hides, Lock};
+use crate::source::bpf::{self, Reading};
+
+/// Operations of one owner from which on they are replaced by what they came to.
+const MANY: usize = 256;
+
+/// What is remembered from one collection to the next.
+#[derive(Debug, Default)]
+pub(super) struct Collector {
+    /// Waits that the last reading did not show: a waiter is on no list while it tries again.
+    unseen: BTreeSet<(u64, u64)>,
+}
+
+/// Marks every lock that was there before the programs ran. From then on every lock is known.
+pub(super) fn begin(tables: &Tables) -> Result<(), HistoryError> {
+    let reading = bpf::read()?;
+    mark(tables, &reading)?;
+    tables.set_begun(bpf::now());
+    Ok(())
+}
+
+fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> HistoryError {
+    move |why| HistoryError::Table { what, table, why }
+}
+
+/// The keys of the locks of a reading, and the locks.
+fn present(reading: &Reading) -> BTreeMap<Key, &Lock> {
+    let key = |lock: &Lock| {
+        let class = class(lock.kind);
+        Some(Key {
+            inode: *reading.inodes.get(lock.file.0 as usize)?,
+            owner: lock.owner?.0,
+            start: if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 },
+            class,
+            reserved: 0,
+        })
+    };
+    reading.snapshot.locks.iter().filter_map(|lock| Some((key(lock)?, lock))).collect()
+}
+
+/// Writes an entry of unknown age for each lock that has none. Without it, what the kernel makes
+/// one with such a lock would look younger than it is.
+fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
+    let known: BTreeSet<Key> = tables.locks()?.into_iter().map(|(key, _)| key).collect();
+    let owners: BTreeSet<OwnerKey> = tables.owners()?.into_iter().map(|(key, _)| key).collect();
+    for (key, lock) in present(reading) {
+        if known.contains(&key) || (key.class == CLASS_POSIX && owners.contains(&key.of_owner())) {
+            continue;
+        }
+        let Some(access) = access(lock.access) else { continue };
+        let file = &reading.snapshot.files[lock.file.0 as usize];
+        let recorded = match lock.acquirer {
+            RecordedPid::Local(pid) | RecordedPid::Remote(pid) => pid,
+            RecordedPid::Zero | RecordedPid::Withheld => 0,
+        };
+        let process = reading.snapshot.processes.get(&recorded);
+        let start = process.and_then(|process| process.start).map_or(0, |start| start.0);
+        let entry = Entry {
+            taken_at: 0,
+            written_at: bpf::now().0,
+            end: bytes(lock.range).1,
+            ino: file.ino,
+            mtime_sec: 0,
+            mtime_nsec: 0,
+            access,
+            flags: 0,
+            recorded,
+            dev: raw_dev(file.dev),
+            merged: 0,
+            by: Party { start, tgid: recorded.max(0), ..Party::NOBODY },
+        };
+        match sys::put(fd(&tables.locks), &key, &entry, Write::New) {
+            Ok(()) => tables.hint(&key, &entry, 1),
+            // Taken meanwhile, and known better.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // A full table: nothing of it is known, as before.
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) => return Err(failed("write", LOCKS_MAP)(error)),
+        }
+    }
+    Ok(())
+}
+
+impl Collector {
+    /// Brings the tables in line with a reading.
+    ///
+    /// # Errors
+    /// Where a table cannot be read or written.
+    pub(super) fn collect(
+        &mut self,
+        tables: &Tables,
+        reading: &Reading,
+    ) -> Result<(), HistoryError> {
+        if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
+            return Ok(());
+        }
+        mark(tables, reading)?;
+        let present = present(reading);
+        let locks = tables.locks()?;
+        let owners: BTreeMap<OwnerKey, Owner> = tables.owners()?.into_iter().collect();
+        let begun = reading.begun.0;
+        for (key, entry) in &locks {
+            let of_owner = key.class == CLASS_POSIX && owners.contains_key(&key.of_owner());
+            if !of_owner && entry.written_at < begun && !present.contains_key(key) {
+                remove_lock(tables, key, entry)?;
+            }
+        }
+        let held: BTreeSet<OwnerKey> =
+            (present.keys()).filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
+        self.owners(tables, &owners, &locks, &held, begun)?;
+        self.waits(tables, reading, begun)
+    }
+
+    fn owners(
+        &self,
+        tables: &Tables,
+        owners: &BTreeMap<OwnerKey, Owner>,
+        locks: &[(Key, Entry)],
+        held: &BTreeSet<OwnerKey>,
+        begun: u64,
+    ) -> Result<(), HistoryError> {
+        let mut done: BTreeMap<OwnerKey, Vec<(OperationKey, Operation)>> = BTreeMap::new();
+        for (key, operation) in tables.operations()? {
+            let owner = OwnerKey { inode: key.inode, owner: key.owner };
+            done.entry(owner).or_default().push((key, operation));
+        }
+        for (key, owner) in owners {
+            let operations = done.remove(key).unwrap_or_default();
+            let base =
+                locks.iter().filter(|(of, _)| of.class == CLASS_POSIX && of.of_owner() == *key);
+            // Nothing of its is there, so nothing that it did before the reading matters.
+            let over = if held.contains(key) { owner.cleared_at } else { begun - 1 };
+            for (of, entry) in base.clone().filter(|(_, entry)| entry.written_at <= over) {
+                remove_lock(tables, of, entry)?;
+            }
+            for (of, _) in operations.iter().filter(|(of, _)| of.at <= over) {
+                sys::remove(fd(&tables.operations), of).map_err(failed("write", OPERATIONS_MAP))?;
+            }
+            let left = operations.iter().filter(|(of, _)| of.at > over);
+            if owner.last_at <= over {
+                remove_owner(tables, key, owner)?;
+            } else if left.clone().count() > MANY {
+                let base: Vec<_> =
+                    base.filter(|(_, entry)| entry.written_at > over).copied().collect();
+                let left: Vec<_> = left.copied().collect();
+                shorten(tables, key, &base, &left, begun)?;
+            }
+        }
+        // Written down in the very moment in which the owner was removed: until it clears all it
+        // has, nothing of it is known.
+        for key in done.into_keys() {
+            if sys::get::<_, Owner>(fd(&tables.owners), &key)
+                .map_err(failed("read", OWNERS_MAP))?
+                .is_none()
+            {
+                let now = bpf::now().0;
+                let owner = Owner {
+                    since: now,
+                    cleared_at: 0,
+                    lost_at: now,
+                    last_at: now,
+                    tgid: 0,
+                    reserved: 0,
+                };
+                add_owner(tables, &key, &owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn waits(
+        &mut self,
+        tables: &Tables,
+        reading: &Reading,
+        begun: u64,
+    ) -> Result<(), HistoryError> {
+        let waiting: BTreeSet<(u64, u64, u32, i64)> = (reading.snapshot.waiters.iter())
+            .filter_map(|waiter| {
+                let class = class(waiter.kind);
+                let start = if class == CLASS_POSIX { bytes(waiter.range).0 } else { 0 };
+                let inode = *reading.inodes.get(waiter.file.0 as usize)?;
+                Some((inode, waiter.owner?.0, class, start))
+            })
+            .collect();
+        let mut unseen = BTreeSet::new();
+        for (tid, wait) in tables.waiters()? {
+            let key = &wait.key;
+            let seen = waiting.contains(&(key.inode, key.owner, key.class, key.start));
+            if seen || wait.since >= begun {
+                continue;
+            }
+            if !self.unseen.contains(&(tid, wait.since)) {
+                unseen.insert((tid, wait.since));
+                continue;
+            }
+            // It was interrupted, which no tracepoint tells.
+            if remove_if(&tables.waiters, WAITERS_MAP, &tid, |now: &Wait| now.since == wait.since)?
+            {
+                tables.hint_wait(tid, -1);
+            }
+        }
+        self.unseen = unseen;
+        Ok(())
+    }
+}
+
+fn remove_lock(tables: &Tables, key: &Key, entry: &Entry) -> Result<(), HistoryError> {
+    let same = |now: &Entry| now.written_at == entry.written_at;
+    if remove_if(&tables.locks, LOCKS_MAP, key, same)? {
+        tables.hint(key, entry, -1);
+    }
+    Ok(())
+}
+
+/// An owner that has nothing: the table of locks alone tells of it from now on.
+fn remove_owner(tables: &Tables, key: &OwnerKey, owner: &Owner) -> Result<(), HistoryError> {
+    let same = |now: &Owner| now.last_at == owner.last_at;
+    if remove_if(&tables.owners, OWNERS_MAP, key, same)? {
+        tables.count_owners(-1);
+        tables.hint_pid(owner.tgid, -1);
+    }
+    Ok(())
+}
+
+fn add_owner(tables: &Tables, key: &OwnerKey, owner: &Owner) -> Result<(), HistoryError> {
+    match sys::put(fd(&tables.owners), key, owner, Write::New) {
+        Ok(()) => {
+            tables.count_owners(1);
+            tables.hint_pid(owner.tgid, 1);
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed("write", OWNERS_MAP)(error)),
+    }
+}
+
+/// Removes an element where it still is what it was. One that was written anew in the very moment is
+/// put back; true where it was removed.
+fn remove_if<K: Wire, V: Wire>(
+    map: &aya::maps::MapData,
+    table: &'static str,
+    key: &K,
+    same: impl Fn(&V) -> bool,
+) -> Result<bool, HistoryError> {
+    let map = fd(map);
+    let failed = failed("write", table);
+    match sys::take::<K, V>(map, key) {
+        Ok(None) => Ok(false),
+        Ok(Some(taken)) if same(&taken) => Ok(true),
+        Ok(Some(taken)) => match sys::put(map, key, &taken, Write::New) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
+            _ => Ok(false),
+        },
+        // Before 5.14 nothing does both at once.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            match sys::get::<K, V>(map, key).map_err(&failed)? {
+                Some(now) if same(&now) => sys::remove(map, key).map_err(failed),
+                _ => Ok(false),
+            }
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Replaces what an owner did before `begun` by what it came to.
+fn shorten(
+    tables: &Tables,
+    key: &OwnerKey,
+    base: &[(Key, Entry)],
+    done: &[(OperationKey, Operation)],
+    begun: u64,
+) -> Result<(), HistoryError> {
+    let mut steps: Vec<(u64, i64, Operation)> = (base.iter())
+        .map(|(key, entry)| (entry.written_at, key.start, *entry))
+        .chain(done.iter().map(|(key, operation)| (key.at, key.start, *operation)))
+        .filter(|&(at, ..)| at < begun)
+        .collect();
+    steps.sort_by_key(|&(at, start, _)| (at, start));
+    let Some(&(last, ..)) = steps.last() else { return Ok(()) };
+    let mut ranges = Ranges::default();
+    for (index, (_, start, operation)) in steps.iter().enumerate() {
+        ranges.apply(&Step::of(*start, operation, Some(index)));
+    }
+    let mut kept = BTreeSet::new();
+    for (start, end, access, by) in ranges.pieces() {
+        let Some((.., operation)) = by.or(Some(0)).and_then(|by| steps.get(by)) else { continue };
+        let taken_at = if by.is_some() { operation.taken_at } else { 0 };
+        let entry = Entry { taken_at, end, access, merged: RESTORED, ..*operation };
+        let at = OperationKey { inode: key.inode, owner: key.owner, at: last, start };
+        match sys::put(fd(&tables.operations), &at, &entry, Write::Any) {
+            Ok(()) => {}
+            // Full: what is there stays as it is.
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) => return Err(failed("write", OPERATIONS_MAP)(error)),
+        }
+        kept.insert(at);
+    }
+    for (of, _) in done.iter().filter(|(of, _)| of.at < begun && !kept.contains(of)) {
+        sys::remove(fd(&tables.operations), of).map_err(failed("write", OPERATIONS_MAP))?;
+    }
+    for (of, entry) in base {
+        remove_lock(tables, of, entry)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! What the tables know of the locks of a snapshot: who took each and when, who waits since when,
+//! how the takers ended.
+//!
+//! Refuses to fit what does not: a lock whose entry says something else than the kernel's list has
+//! no taking.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hashbrown::HashMap;
+use lockwatch_common::history::{
+    CLASS_FLOCK, CLASS_LEASE, CLASS_POSIX, Ending, Entry, F_RDLCK, F_WRLCK, Key, Operation,
+    OperationKey, Owner, OwnerKey, ProcessKey, Wait,
+};
+
+use super::names::Names;
+use super::ranges::{Ranges, Step};
+use super::{HistoryError, Tables};
+use crate::engine::identity::{
+    Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
+};
+use crate::engine::snapshot::{Death, Lock, Snapshot, Taken};
+
+/// What the tables hold, read at one time.
+#[derive(Debug, Default)]
+pub struct Contents {
+    begun: BootTime,
+    locks: HashMap<Place, Entry>,
+    owners: BTreeMap<(u32, u64, u64), Told>,
+    waits: HashMap<Place, Vec<Wait>>,
+    endings: BTreeMap<ProcessKey, Ending>,
+}
+
+/// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
+type Place = (u32, u64, u64, u32, i64);
+
+/// An owner whose ranges have to be worked out.
+#[derive(Debug)]
+struct Told {
+    ranges: Ranges,
+    operations: Vec<Operation>,
+    /// Nothing of it is to be relied on.
+    lost: bool,
+}
+
+impl Contents {
+    /// Reads the tables.
+    ///
+    /// # Errors
+    /// Where a table cannot be read.
+    pub fn read(tables: &Tables) -> Result<Self, HistoryError> {
+        // Owners first: an owner that is added while the locks are read is missed together with
+        // what it did, and what the locks say of it was true before.
+        let owners = tables.owners()?;
+        let locks = tables.locks()?;
+        let operations = tables.operations()?;
+        let mut contents =
+            Self { begun: tables.begun().unwrap_or(BootTime(u64::MAX)), ..Self::default() };
+        let (told, used) = owners_told(&owners, &locks, operations);
+        contents.owners = told;
+        for (key, entry) in locks {
+            if used.contains(&key) {
+                continue;
+            }
+            let mut entry = entry;
+            if key.class == CLASS_POSIX && entry.written_at <= tables.slot_lost_at(&key.of_owner())
+            {
+                entry.taken_at = 0;
+            }
+            contents.locks.insert(place(&key, entry.dev, entry.ino), entry);
+        }
+        for (_, wait) in tables.waiters()? {
+            let place = place(&wait.key, wait.dev, wait.ino);
+            contents.waits.entry(place).or_default().push(wait);
+        }
+        let mut processes = BTreeSet::new();
+        processes.extend(contents.locks.values().map(|entry| entry.by.process()));
+        for told in contents.owners.values() {
+            processes.extend(told.operations.iter().map(|operation| operation.by.process()));
+        }
+        for process in processes {
+            if let Some(ending) = tables.ending(&process)? {
+                contents.endings.insert(process, ending);
+            }
+        }
+        Ok(contents)
+    }
+
+    /// The entry of a lock of a snapshot, where the two agree.
+    fn taking(&self, lock: &Lock, dev: u32, ino: u64) -> Option<Entry> {
+        let owner = lock.owner?.0;
+        let class = class(lock.kind);
+        let (start, end) = bytes(lock.range);
+        let access = access(lock.access)?;
+        let entry = match self.owners.get(&(dev, ino, owner)) {
+            Some(told) if class == CLASS_POSIX => told.oldest(start, end, access)?,
+            _ => {
+                let key_start = if class == CLASS_POSIX { start } else { 0 };
+                let entry = *self.locks.get(&(dev, ino, owner, class, key_start))?;
+                let agrees = match class {
+                    CLASS_POSIX => entry.end == end && entry.access == access,
+                    CLASS_FLOCK => entry.access == access,
+                    // A lease changes its access and stays what it is.
+                    _ => true,
+                };
+                let recorded = match lock.acquirer {
+                    RecordedPid::Local(pid) | RecordedPid::Remote(pid) => Some(pid),
+                    RecordedPid::Zero => Some(0),
+                    RecordedPid::Withheld => None,
+                };
+                if !agrees || recorded.is_some_and(|pid| pid != entry.recorded) {
+                    return None;
+                }
+                entry
+            }
+        };
+        (entry.taken_at != 0 && entry.taken_at >= self.begun.0).then_some(entry)
+    }
+}
+
+impl Told {
+    /// The operation that took the oldest byte of a range.
+    fn oldest(&self, start: i64, end: i64, access: u32) -> Option<Entry> {
+        if self.lost {
+            return None;
+        }
+        let takers = self.ranges.takers(start, end, access)?;
+        takers.into_iter().map(|by| self.operations[by]).min_by_key(|entry| entry.taken_at)
+    }
+}
+
+/// Works out the ranges of the owners. Answers also which entries of the table of locks are theirs.
+fn owners_told(
+    owners: &[(OwnerKey, Owner)],
+    locks: &[(Key, Entry)],
+    operations: Vec<(OperationKey, Operation)>,
+) -> (BTreeMap<(u32, u64, u64), Told>, BTreeSet<Key>) {
+    let mut steps: BTreeMap<OwnerKey, Vec<(u64, i64, Operation)>> = BTreeMap::new();
+    for (key, operation) in operations {
+        let owner = OwnerKey { inode: key.inode, owner: key.owner };
+        steps.entry(owner).or_default().push((key.at, key.start, operation));
+    }
+    let known: BTreeMap<OwnerKey, Owner> = owners.iter().copied().collect();
+    let mut used = BTreeSet::new();
+    for (key, entry) in locks {
+        let owner = key.of_owner();
+        if key.class == CLASS_POSIX && (known.contains_key(&owner) || steps.contains_key(&owner)) {
+            used.insert(*key);
+            steps.entry(owner).or_default().push((entry.written_at, key.start, *entry));
+        }
+    }
+    let mut told = BTreeMap::new();
+    for (key, mut steps) in steps {
+        steps.sort_by_key(|&(at, start, _)| (at, start));
+        let owner = known.get(&key);
+        let cleared_at = owner.map_or(0, |owner| owner.cleared_at);
+        let mut one = Told {
+            ranges: Ranges::default(),
+            operations: Vec::new(),
+            // What an owner did that came while the tables were read is not all there.
+            lost: owner.is_none_or(|owner| owner.lost_at > cleared_at),
+        };
+        let mut file = None;
+        for (at, start, operation) in steps {
+            if at <= cleared_at {
+                continue;
+            }
+            file = Some((operation.dev, operation.ino));
+            one.ranges.apply(&Step::of(start, &operation, Some(one.operations.len())));
+            one.operations.push(operation);
+        }
+        if let Some((dev, ino)) = file {
+            told.insert((dev, ino, key.owner), one);
+        }
+    }
+    (told, used)
+}
+
+/// Adds to a snapshot what the tables know of it. `ended` is when the snapshot had been read: what
+/// was taken later is not the lock that it shows.
+pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names: &mut Names) {
+    let mut dead: BTreeMap<ProcessId, Death> = BTreeMap::new();
+    let files: Vec<(u32, u64)> =
+        snapshot.files.iter().map(|file| (raw_dev(file.dev), file.ino)).collect();
+    for lock in &mut snapshot.locks {
+        let (dev, ino) = files[lock.file.0 as usize];
+        let Some(entry) = contents.taking(lock, dev, ino) else { continue };
+        if entry.taken_at > ended.0 {
+            continue;
+        }
+        let by = names.remembered(&entry.by);
+        if let Some(ending) = contents.endings.get(&entry.by.process()) {
+            dead.insert(by.id, death(&entry.by.process(), ending));
+        }
+        lock.taken = Some(Taken { at: BootTime(entry.taken_at), by });
+    }
+    for waiter in &mut snapshot.waiters {
+        let (dev, ino) = files[waiter.file.0 as usize];
+        let (start, end) = bytes(waiter.range);
+        let class = class(waiter.kind);
+        let (Some(owner), Some(access)) = (waiter.owner, access(waiter.access)) else { continue };
+        let start = if class == CLASS_POSIX { start } else { 0 };
+        let Some(waits) = contents.waits.get(&(dev, ino, owner.0, class, start)) else { continue };
+        let asks = |wait: &&Wait| {
+            let same = wait.access == access && (class != CLASS_POSIX || wait.end == end);
+            let who = match waiter.requester {
+                RecordedPid::Local(pid) => wait.tgid == pid,
+                _ => true,
+            };
+            same && who && wait.since <= ended.0
+        };
+        // Threads that ask for the same cannot be told apart: the shortest wait is sure.
+        waiter.since = waits.iter().filter(asks).map(|wait| BootTime(wait.since)).max();
+    }
+    snapshot.deaths = dead.into_values().collect();
+    snapshot.history = true;
+}
+
+/// How a process ended.
+pub(super) fn death(process: &ProcessKey, ending: &Ending) -> Death {
+    let signal = ending.status & 0x7f;
+    Death {
+        process: ProcessId { pid: process.tgid, start: StartTime(process.start) },
+        at: BootTime(ending.at),
+        code: (signal == 0).then_some((ending.status >> 8) & 0xff),
+        signal: (signal != 0).then_some(signal),
+    }
+}
+
+fn place(key: &Key, dev: u32, ino: u64) -> Place {
+    (dev, ino, key.owner, key.class, key.start)
+}
+
+/// The kernel's number of a device.
+pub(super) fn raw_dev(dev: Dev) -> u32 {
+    dev.major << 20 | dev.minor
+}
+
+/// The class of a kind of lock.
+pub(super) fn class(kind: LockKind) -> u32 {
+    match kind {
+        LockKind::Flock => CLASS_FLOCK,
+        LockKind::Posix | LockKind::Ofd => CLASS_POSIX,
+        LockKind::Lease | LockKind::Deleg | LockKind::Layout => CLASS_LEASE,
+    }
+}
+
+/// First and last byte as the kernel counts.
+pub(super) fn bytes(range: Range) -> (i64, i64) {
+    let signed = |byte: u64| i64::try_from(byte).unwrap_or(i64::MAX);
+    (signed(range.start), range.end.map_or(i64::MAX, signed))
+}
+
+/// The kernel's number of an access.
+pub(super) fn access(access: Access) -> Option<u32> {
+    match access {
+        Access::Read => Some(F_RDLCK),
+        Access::Write => Some(F_WRLCK),
+        Access::Unlock => None,
+    }
+}

@@ -1,0 +1,148 @@
+//! The history: programs that note in the kernel who takes each lock and who waits for one, pinned
+//! so that they go on when lockwatch ends.
+//!
+//! Refuses to make up a past: what was taken before the programs ran, or while a table was full, has
+//! no acquirer and no time here.
+
+mod array;
+mod collect;
+mod join;
+mod load;
+mod moments;
+mod names;
+mod pins;
+mod ranges;
+mod sys;
+mod tables;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use join::{Contents, join};
+pub use load::Sizes;
+pub use moments::{Moments, RecordError, Told};
+pub use names::Names;
+pub use tables::{Tables, Totals};
+
+use crate::source::bpf::{BpfError, Reading};
+
+/// Why there is no history.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The programs could not be loaded.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The kernel lacks what the programs need.
+    #[error("this kernel's BTF has no {0}, which the history needs")]
+    Absent(&'static str),
+    /// A pin could not be made, opened or removed.
+    #[error("{what} {path}: {why}", path = path.display())]
+    Pin {
+        /// What was tried.
+        what: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// The answer.
+        why: String,
+    },
+    /// The folder is not on a file system for pins.
+    #[error("{path} is not on a BPF file system: mount one there (mount -t bpf bpf {mount})",
+        path = path.display(), mount = path.parent().unwrap_or(path).display())]
+    NotBpffs {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A table cannot be read or written.
+    #[error("{what} the table {table}: {why}")]
+    Table {
+        /// What was tried.
+        what: &'static str,
+        /// Which table.
+        table: &'static str,
+        /// The answer.
+        why: io::Error,
+    },
+    /// `/proc` cannot be read.
+    #[error("read /proc: {0}")]
+    Proc(io::Error),
+}
+
+/// How the history that was opened goes on from before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Continuity {
+    /// There was none: everything from now on is known.
+    New,
+    /// It was there and went on.
+    Continued,
+    /// It was there and could not be taken over; says why.
+    Replaced(String),
+}
+
+/// How the history is to be opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder for pins, on a BPF file system.
+    pub folder: PathBuf,
+    /// Sizes of the tables, where they are made anew.
+    pub sizes: Sizes,
+    /// How long attention lasts after a crash, nanoseconds.
+    pub handoff_window: u64,
+}
+
+/// The history, open for watching.
+pub struct History {
+    /// The tables.
+    pub tables: Tables,
+    /// The records of the moment.
+    pub moments: Moments,
+    collector: collect::Collector,
+}
+
+impl History {
+    /// Takes over the history that is pinned in the folder, or begins one.
+    ///
+    /// # Errors
+    /// Where the kernel or the privileges do not allow it.
+    pub fn open(options: &Options) -> Result<(Self, Continuity), HistoryError> {
+        let (tables, continuity) = pins::open(options)?;
+        tables.set_handoff_window(options.handoff_window);
+        if tables.begun().is_none() {
+            collect::begin(&tables)?;
+        }
+        let moments = Moments::new(pins::moments(&options.folder)?)?;
+        Ok((Self { tables, moments, collector: collect::Collector::default() }, continuity))
+    }
+
+    /// Brings the tables in line with a reading of the kernel's lists, and joins what they know of
+    /// its locks.
+    ///
+    /// # Errors
+    /// Where a table cannot be read or written.
+    pub fn reconcile(
+        &mut self,
+        reading: &mut Reading,
+        names: &mut Names,
+    ) -> Result<(), HistoryError> {
+        self.collector.collect(&self.tables, reading)?;
+        let contents = Contents::read(&self.tables)?;
+        join(&contents, &mut reading.snapshot, reading.ended, names);
+        Ok(())
+    }
+
+    /// Opens the tables of the history that is pinned in the folder, for reading alone; `None` where
+    /// there is none, or none of this layout.
+    ///
+    /// # Errors
+    /// Where there is one that cannot be read.
+    pub fn read_only(folder: &Path) -> Result<Option<Tables>, HistoryError> {
+        pins::read_only(folder)
+    }
+
+    /// Ends the history that is pinned in the folder; false where there is none.
+    ///
+    /// # Errors
+    /// Where a pin cannot be removed.
+    pub fn detach(folder: &Path) -> Result<bool, HistoryError> {
+        pins::detach(folder)
+    }
+}

@@ -1,0 +1,219 @@
+//! The records of the moment, out of the ring and into the engine's terms.
+//!
+//! Total: any bytes in, inputs or an error that names the offending record out.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use lockwatch_common::history::{
+    CLASS_FLOCK, CLASS_POSIX, DiedRecord, Ending, Entry, F_WRLCK, FL_OFDLCK, Header, KIND_ACQUIRED,
+    KIND_BLOCKED, KIND_DIED, KIND_ENDED, KIND_REFUSED, KIND_RELEASED, KIND_REUSED, Key,
+    MomentRecord, ReusedRecord,
+};
+use lockwatch_common::wire::{self, Wire};
+
+use super::HistoryError;
+use super::join::death;
+use super::names::Names;
+use crate::engine::id::{self, IdKey};
+use crate::engine::identity::{
+    Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
+};
+use crate::engine::input::{
+    Acquired, Attempt, Ended, FileId, Input, LockName, Outcome, PidReused, Released,
+};
+use crate::engine::snapshot::Death;
+
+/// Bytes that are not a record.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("record of the moment, kind {kind}, {length} bytes: {what}")]
+pub struct RecordError {
+    /// Its kind, or 0 where it has none.
+    pub kind: u32,
+    /// Its length, bytes.
+    pub length: usize,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+/// The ring of records.
+pub struct Moments {
+    ring: RingBuf<MapData>,
+}
+
+/// What turns a record into an input.
+pub struct Told<'a> {
+    /// The secret of lock ids.
+    pub key: &'a IdKey,
+    /// Names for numbers.
+    pub names: &'a mut Names,
+    /// Nanoseconds since 1970 at the boot clock's 0.
+    pub boot_unix: u64,
+}
+
+impl Moments {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self, HistoryError> {
+        Ok(Self { ring })
+    }
+
+    /// Takes every record that is there, in the order in which they were written.
+    ///
+    /// # Errors
+    /// A record that is none: it is passed over, and the next call goes on behind it.
+    pub fn drain(
+        &mut self,
+        told: &mut Told<'_>,
+        mut take: impl FnMut(Input),
+    ) -> Result<(), RecordError> {
+        while let Some(record) = self.ring.next() {
+            take(input(&record, told)?);
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Moments {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl AsFd for Moments {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
+/// What a record says.
+///
+/// # Errors
+/// Where the bytes are not one.
+pub(super) fn input(bytes: &[u8], told: &mut Told<'_>) -> Result<Input, RecordError> {
+    let length = bytes.len();
+    let broken = |kind, what| RecordError { kind, length, what };
+    let header: Header = wire::read(bytes).ok_or(broken(0, "cut off in its header"))?;
+    let kind = header.kind;
+    if header.len as usize != length {
+        return Err(broken(kind, "not as long as it says"));
+    }
+    fn exact<T: Wire>(bytes: &[u8]) -> Option<T> {
+        (bytes.len() == size_of::<T>()).then(|| wire::read(bytes)).flatten()
+    }
+    let wrong = broken(kind, "wrong length for its kind");
+    match kind {
+        KIND_DIED => {
+            let record: DiedRecord = exact(bytes).ok_or(wrong)?;
+            Ok(Input::Died(death(&record.process, &record.ending)))
+        }
+        KIND_REUSED => {
+            let record: ReusedRecord = exact(bytes).ok_or(wrong)?;
+            let process =
+                ProcessId { pid: record.process.tgid, start: StartTime(record.process.start) };
+            Ok(Input::PidReused(PidReused { process, at: BootTime(header.at) }))
+        }
+        KIND_ENDED | KIND_ACQUIRED | KIND_RELEASED | KIND_REFUSED | KIND_BLOCKED => {
+            let record: MomentRecord = exact(bytes).ok_or(wrong)?;
+            moment(&record, told).ok_or(broken(kind, "a lock that ended with nobody's death"))
+        }
+        _ => Err(broken(kind, "unknown kind")),
+    }
+}
+
+fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
+    let at = BootTime(record.header.at);
+    let lock = lock(&record.key, &record.entry, told.key);
+    Some(match record.header.kind {
+        KIND_ENDED => Input::Ended(Ended {
+            lock,
+            by: told.names.remembered(&record.entry.by),
+            taken_at: BootTime(record.entry.taken_at),
+            at,
+            death: ending(&record.entry, &record.ending)?,
+            written: written(record, told.boot_unix),
+        }),
+        KIND_ACQUIRED => {
+            // Of a lock that a crash's end found taken already, its taker and not who tells.
+            Input::Acquired(Acquired { lock, by: told.names.remembered(&record.entry.by), at })
+        }
+        KIND_RELEASED => {
+            Input::Released(Released { lock, by: told.names.remembered(&record.by), at })
+        }
+        kind => Input::Attempt(Attempt {
+            met: lock,
+            by: told.names.remembered(&record.by),
+            access: access(record.access),
+            range: range(record.start, record.end),
+            at,
+            outcome: if kind == KIND_BLOCKED { Outcome::Blocked } else { Outcome::Refused },
+            exiting: ending(&record.entry, &record.ending),
+        }),
+    })
+}
+
+fn ending(entry: &Entry, ending: &Ending) -> Option<Death> {
+    (ending.dead != 0).then(|| death(&entry.by.process(), ending))
+}
+
+/// The name of a lock, with the id that it has in every snapshot.
+fn lock(key: &Key, entry: &Entry, secret: &IdKey) -> LockName {
+    let file = FileId { dev: Dev::from_kernel(entry.dev), ino: entry.ino };
+    let kind = kind(key.class, entry.flags);
+    let range = range(key.start, entry.end);
+    let recorded = match entry.recorded {
+        0 => RecordedPid::Zero,
+        pid if pid < 0 => RecordedPid::Remote(pid),
+        pid => RecordedPid::Local(pid),
+    };
+    let id = id::of_lock(secret, file.dev, file.ino, kind, range, recorded, Owner(key.owner));
+    LockName { id, file, kind, access: access(entry.access), range }
+}
+
+/// `FL_*` of `include/linux/filelock.h`.
+const FL_DELEG: u32 = 4;
+const FL_LAYOUT: u32 = 2048;
+
+fn kind(class: u32, flags: u32) -> LockKind {
+    match class {
+        CLASS_FLOCK => LockKind::Flock,
+        CLASS_POSIX if flags & FL_OFDLCK != 0 => LockKind::Ofd,
+        CLASS_POSIX => LockKind::Posix,
+        _ if flags & FL_DELEG != 0 => LockKind::Deleg,
+        _ if flags & FL_LAYOUT != 0 => LockKind::Layout,
+        _ => LockKind::Lease,
+    }
+}
+
+fn access(kernel: u32) -> Access {
+    match kernel {
+        F_WRLCK => Access::Write,
+        0 => Access::Read,
+        _ => Access::Unlock,
+    }
+}
+
+fn range(start: i64, end: i64) -> Range {
+    let byte = |at: i64| u64::try_from(at).unwrap_or(0);
+    Range { start: byte(start), end: (end != i64::MAX).then(|| byte(end)) }
+}
+
+/// The kernel stamps files with a clock that goes by ticks: a write within the tick of the stamp
+/// before leaves no trace. No kernel has ticks longer than this.
+const LONGEST_TICK: u64 = 10_000_000;
+
+/// Whether the file was written between the taking and the end; `None` where the stamps cannot tell.
+fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
+    let before = (record.entry.mtime_sec, record.entry.mtime_nsec);
+    let after = (record.mtime_sec, record.mtime_nsec);
+    if record.entry.taken_at == 0 || before == (0, 0) {
+        return None;
+    }
+    if before != after {
+        return Some(true);
+    }
+    let stamp = u64::try_from(before.0)
+        .ok()?
+        .checked_mul(1_000_000_000)?
+        .checked_add(u64::from(before.1))?;
+    let taken = boot_unix.checked_add(record.entry.taken_at)?;
+    (taken > stamp.checked_add(LONGEST_TICK)?).then_some(false)
+}

@@ -1,0 +1,222 @@
+//! bpf(2) where aya has no call of its own: reading a table in batches, taking an element out.
+//!
+//! Refuses to know what the tables hold.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use lockwatch_common::wire::{self, Wire};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// How an element is written.
+#[derive(Clone, Copy)]
+pub(super) enum Write {
+    /// Instead of what is there.
+    Any = 0,
+    /// Only where nothing is there.
+    New = 1,
+}
+
+/// The member of `union bpf_attr` for one element.
+#[repr(C)]
+struct Element {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The member of `union bpf_attr` for many elements.
+#[repr(C)]
+struct Batch {
+    after: u64,
+    position: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// `attributes` must be what `command` expects, and the addresses in it valid for what it does.
+unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn element<K: Wire>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: u64,
+    flags: u64,
+) -> io::Result<()> {
+    let mut attributes = Element {
+        map: map.as_raw_fd().unsigned_abs(),
+        reserved: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value,
+        flags,
+    };
+    // SAFETY: `key` is valid, and every caller gives a value as long as the map's.
+    unsafe { call(command, &mut attributes) }
+}
+
+/// The value under `key`; `None` where there is none. `V` must be as long as the map's values.
+pub(super) fn get<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    fetch(BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+/// Takes the value under `key` out, at once; `None` where there is none.
+///
+/// # Errors
+/// `EOPNOTSUPP` or `EINVAL` where the kernel cannot (before 5.14).
+pub(super) fn take<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    fetch(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+fn fetch<K: Wire, V: Wire>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    let mut value = vec![0u8; size_of::<V>()];
+    match element(command, map, key, value.as_mut_ptr() as u64, 0) {
+        Ok(()) => Ok(wire::read(&value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The value under `key`, of `length` bytes: of a table that has one for each CPU, all of them.
+pub(super) fn get_bytes<K: Wire>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    length: usize,
+) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; length];
+    element(BPF_MAP_LOOKUP_ELEM, map, key, value.as_mut_ptr() as u64, 0)?;
+    Ok(value)
+}
+
+/// Writes a value.
+pub(super) fn put<K: Wire, V: Wire>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    how: Write,
+) -> io::Result<()> {
+    element(BPF_MAP_UPDATE_ELEM, map, key, std::ptr::from_ref(value) as u64, how as u64)
+}
+
+/// Removes a value; false where there was none.
+pub(super) fn remove<K: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    match element(BPF_MAP_DELETE_ELEM, map, key, 0, 0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Elements that are read with one call.
+const AT_ONCE: usize = 4096;
+
+/// Every element of a hash table, at some moment of the reading each. One that comes or goes
+/// meanwhile may be there or not; one that stays is there.
+pub(super) fn all<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    match batches(map) {
+        // Before 5.6, and for kinds of tables that have no batches.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            one_by_one(map)
+        }
+        read => read,
+    }
+}
+
+fn batches<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut at_once = AT_ONCE;
+    let (mut keys, mut values) = (Vec::<u8>::new(), Vec::<u8>::new());
+    let (mut after, mut position) = (0u64, 0u64);
+    let mut first = true;
+    loop {
+        keys.resize(at_once * size_of::<K>(), 0);
+        values.resize(at_once * size_of::<V>(), 0);
+        let mut attributes = Batch {
+            after: if first { 0 } else { (&raw const after) as u64 },
+            position: (&raw mut position) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: at_once as u32,
+            map: map.as_raw_fd().unsigned_abs(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the buffers have room for `count` elements, the position for its 4 bytes.
+        let answer = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+        let ended = match answer {
+            Ok(()) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // A bucket has more than fit.
+                Some(libc::ENOSPC) if at_once < 1 << 24 => {
+                    at_once *= 4;
+                    continue;
+                }
+                _ => return Err(error),
+            },
+        };
+        let count = (attributes.count as usize).min(at_once);
+        let keys = keys.chunks_exact(size_of::<K>()).take(count);
+        let values = values.chunks_exact(size_of::<V>());
+        all.extend(
+            keys.zip(values)
+                .filter_map(|(key, value)| Some((wire::read::<K>(key)?, wire::read::<V>(value)?))),
+        );
+        if ended {
+            return Ok(all);
+        }
+        after = position;
+        first = false;
+    }
+}
+
+fn one_by_one<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut next = vec![0u8; size_of::<K>()];
+    let mut last: Option<K> = None;
+    loop {
+        let mut attributes = Element {
+            map: map.as_raw_fd().unsigned_abs(),
+            reserved: 0,
+            key: last.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64),
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the key is absent or valid, and `next` has room for one.
+        match unsafe { call(BPF_MAP_GET_NEXT_KEY, &mut attributes) } {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+            Err(error) => return Err(error),
+        }
+        let Some(key) = wire::read::<K>(&next) else { return Ok(all) };
+        if let Some(value) = get(map, &key)? {
+            all.push((key, value));
+        }
+        last = Some(key);
+    }
+}

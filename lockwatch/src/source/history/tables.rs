@@ -1,0 +1,256 @@
+//! The tables of an open history.
+//!
+//! Refuses to interpret: keys and values as the programs wrote them.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya::maps::MapData;
+use lockwatch_common::history::{
+    ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_WRLCK, FOREVER,
+    FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation, OperationKey,
+    Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, WAITERS_MAP, Wait, slot_of,
+};
+use lockwatch_common::wire;
+
+use super::HistoryError;
+use super::array::MappedArray;
+use super::sys::{self, Write};
+use crate::engine::identity::BootTime;
+use crate::engine::input::FileId;
+
+/// Places of the members of `Globals`, in words.
+const BEGUN: usize = 2;
+const OWNERS: usize = 3;
+const ATTENDED: usize = 4;
+const HANDOFF_WINDOW: usize = 6;
+
+/// Words of a `Held` and of a `Slot`.
+const HELD_WORDS: usize = 2;
+const SLOT_WORDS: usize = 4;
+
+/// The tables.
+pub struct Tables {
+    pub(super) locks: MapData,
+    pub(super) owners: MapData,
+    pub(super) operations: MapData,
+    pub(super) waiters: MapData,
+    pub(super) dead: MapData,
+    pub(super) attended: MapData,
+    pub(super) counters: MapData,
+    pub(super) globals: MappedArray,
+    held: MappedArray,
+    held_mask: u32,
+    slots: MappedArray,
+}
+
+fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> HistoryError {
+    move |why| HistoryError::Table { what, table, why }
+}
+
+impl Tables {
+    /// Opens them; `open` gives the table of a name.
+    pub(super) fn open(
+        mut open: impl FnMut(&'static str) -> Result<MapData, HistoryError>,
+        globals: MappedArray,
+        writable: bool,
+    ) -> Result<Self, HistoryError> {
+        let held = open(HELD_MAP)?;
+        let elements = held
+            .info()
+            .map_err(|error| failed("ask about", HELD_MAP)(io::Error::other(error)))?
+            .max_entries();
+        let slots = open(SLOTS_MAP)?;
+        Ok(Self {
+            locks: open(LOCKS_MAP)?,
+            owners: open(OWNERS_MAP)?,
+            operations: open(OPERATIONS_MAP)?,
+            waiters: open(WAITERS_MAP)?,
+            dead: open(DEAD_MAP)?,
+            attended: open(ATTENDED_MAP)?,
+            counters: open(COUNTERS_MAP)?,
+            globals,
+            held: MappedArray::new(held.fd(), elements, HELD_WORDS, writable)
+                .map_err(failed("map", HELD_MAP))?,
+            held_mask: elements - 1,
+            slots: MappedArray::new(slots.fd(), SLOTS, SLOT_WORDS, writable)
+                .map_err(failed("map", SLOTS_MAP))?,
+        })
+    }
+
+    /// From when on every lock is known; `None` where the history was never begun in full.
+    pub fn begun(&self) -> Option<BootTime> {
+        match self.globals.load(BEGUN) {
+            0 => None,
+            begun => Some(BootTime(begun)),
+        }
+    }
+
+    pub(super) fn set_begun(&self, at: BootTime) {
+        self.globals.store(BEGUN, at.0);
+    }
+
+    pub(super) fn set_handoff_window(&self, nanoseconds: u64) {
+        self.globals.store(HANDOFF_WINDOW, nanoseconds);
+    }
+
+    /// Has attention paid to these files, and for good to no others.
+    ///
+    /// # Errors
+    /// Where the table cannot be written.
+    pub fn attend(&self, files: &[FileId]) -> Result<(), HistoryError> {
+        let wanted: Vec<FileKey> = files.iter().map(file_key).collect();
+        let map = fd(&self.attended);
+        let failed = failed("write", ATTENDED_MAP);
+        for (file, until) in sys::all::<FileKey, u64>(map).map_err(&failed)? {
+            if until == FOREVER && !wanted.contains(&file) {
+                sys::remove(map, &file).map_err(&failed)?;
+            }
+        }
+        for file in &wanted {
+            sys::put(map, file, &FOREVER, Write::Any).map_err(&failed)?;
+        }
+        self.globals.store(ATTENDED, wanted.len() as u64);
+        Ok(())
+    }
+
+    /// What was counted since the history began, over all CPUs.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn totals(&self) -> Result<Totals, HistoryError> {
+        let failed = failed("read", COUNTERS_MAP);
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(what, why)| failed(io::Error::new(why.kind(), format!("{what}: {why}"))))?;
+        let bytes = sys::get_bytes(fd(&self.counters), &0u32, cpus * size_of::<Counters>())
+            .map_err(&failed)?;
+        let mut totals = Totals::default();
+        for counters in bytes.chunks_exact(size_of::<Counters>()) {
+            if let Some(counters) = wire::read::<Counters>(counters) {
+                totals.add(&counters);
+            }
+        }
+        Ok(totals)
+    }
+
+    pub(super) fn locks(&self) -> Result<Vec<(Key, Entry)>, HistoryError> {
+        sys::all(fd(&self.locks)).map_err(failed("read", LOCKS_MAP))
+    }
+
+    pub(super) fn owners(&self) -> Result<Vec<(OwnerKey, Owner)>, HistoryError> {
+        sys::all(fd(&self.owners)).map_err(failed("read", OWNERS_MAP))
+    }
+
+    pub(super) fn operations(&self) -> Result<Vec<(OperationKey, Operation)>, HistoryError> {
+        sys::all(fd(&self.operations)).map_err(failed("read", OPERATIONS_MAP))
+    }
+
+    pub(super) fn waiters(&self) -> Result<Vec<(u64, Wait)>, HistoryError> {
+        sys::all(fd(&self.waiters)).map_err(failed("read", WAITERS_MAP))
+    }
+
+    pub(super) fn ending(&self, process: &ProcessKey) -> Result<Option<Ending>, HistoryError> {
+        sys::get(fd(&self.dead), process).map_err(failed("read", DEAD_MAP))
+    }
+
+    /// Until when locks of the owner's slot are not to be relied on, or 0.
+    pub(super) fn slot_lost_at(&self, key: &OwnerKey) -> u64 {
+        self.slots.load(slot_of(key.inode, key.owner) as usize * SLOT_WORDS + 3)
+    }
+
+    /// Counts a lock in or out of the hints.
+    pub(super) fn hint(&self, key: &Key, entry: &Entry, by: i64) {
+        self.hint_pid(entry.by.tgid, by);
+        if key.class == lockwatch_common::history::CLASS_POSIX {
+            let slot = slot_of(key.inode, key.owner) as usize * SLOT_WORDS;
+            self.slots.add(slot + usize::from(entry.access == F_WRLCK), by);
+            self.slots.add(slot + 2, key.start.wrapping_mul(by));
+        }
+    }
+
+    /// Counts a lock of a pid in or out of the hints.
+    pub(super) fn hint_pid(&self, tgid: i32, by: i64) {
+        self.held.add((tgid as u32 & self.held_mask) as usize * HELD_WORDS, by);
+    }
+
+    /// Counts a wait of a thread out of the hints.
+    pub(super) fn hint_wait(&self, tid: u64, by: i64) {
+        self.held.add((tid as u32 & self.held_mask) as usize * HELD_WORDS + 1, by);
+    }
+
+    /// Counts owners out.
+    pub(super) fn count_owners(&self, by: i64) {
+        self.globals.add(OWNERS, by);
+    }
+
+    /// Locks taken under a pid and not given up, as far as the hint tells.
+    #[cfg(test)]
+    pub(super) fn held_by(&self, tgid: i32) -> i64 {
+        self.held.load((tgid as u32 & self.held_mask) as usize * HELD_WORDS).cast_signed()
+    }
+}
+
+/// The table behind a map.
+pub(super) fn fd(map: &MapData) -> BorrowedFd<'_> {
+    map.fd().as_fd()
+}
+
+/// The key of a file.
+pub(super) fn file_key(file: &FileId) -> FileKey {
+    FileKey { ino: file.ino, dev: file.dev.major << 20 | file.dev.minor, reserved: 0 }
+}
+
+/// What was counted, by kind of lock: flock, POSIX, OFD, lease and the like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Locks taken; of leases none, because whether they are given is not seen.
+    pub acquisitions: [u64; KINDS],
+    /// Locks given up; of leases only those that were given back on purpose.
+    pub releases: [u64; KINDS],
+    /// Attempts that were answered with `EAGAIN`.
+    pub refusals: [u64; KINDS],
+    /// Attempts that had to wait.
+    pub waits: [u64; KINDS],
+    /// Records of the moment that did not fit the ring.
+    pub lost_records: u64,
+    /// Locks, operations, waits and endings that did not fit their tables.
+    pub lost_elements: u64,
+    /// Waits that were granted, by the power of two of their nanoseconds, and the sum of these.
+    pub wait: [([u64; BUCKETS], u64); KINDS],
+    /// Locks given up, by the power of two of the nanoseconds they were held, and their sum.
+    pub hold: [([u64; BUCKETS], u64); KINDS],
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self {
+            acquisitions: [0; KINDS],
+            releases: [0; KINDS],
+            refusals: [0; KINDS],
+            waits: [0; KINDS],
+            lost_records: 0,
+            lost_elements: 0,
+            wait: [([0; BUCKETS], 0); KINDS],
+            hold: [([0; BUCKETS], 0); KINDS],
+        }
+    }
+}
+
+impl Totals {
+    fn add(&mut self, counters: &Counters) {
+        for kind in 0..KINDS {
+            self.acquisitions[kind] += counters.acquisitions[kind];
+            self.releases[kind] += counters.releases[kind];
+            self.refusals[kind] += counters.refusals[kind];
+            self.waits[kind] += counters.waits[kind];
+            for bucket in 0..BUCKETS {
+                self.wait[kind].0[bucket] += counters.wait[kind][bucket];
+                self.hold[kind].0[bucket] += counters.hold[kind][bucket];
+            }
+            self.wait[kind].1 += counters.wait_sum[kind];
+            self.hold[kind].1 += counters.hold_sum[kind];
+        }
+        self.lost_records += counters.lost_records;
+        self.lost_elements += counters.lost_locks + counters.lost_operations + counters.lost_others;
+    }
+}
