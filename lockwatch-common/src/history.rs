@@ -81,8 +81,8 @@ pub struct Globals {
     pub attended_until: u64,
     /// How long attention lasts after an owner's crash, ns. Written by user space alone.
     pub handoff_window: u64,
-    /// 0.
-    pub reserved: u64,
+    /// Number of the event that a daemon told last. Written by user space alone.
+    pub last_seq: u64,
 }
 
 /// A process or thread, as it was when it did something.
@@ -325,6 +325,8 @@ pub struct Counters {
     pub hold: [[u64; BUCKETS]; KINDS],
     /// Their sum, nanoseconds.
     pub hold_sum: [u64; KINDS],
+    /// Where a program puts addresses to have them as numbers. Nothing is counted here.
+    pub scratch: [u64; 2],
 }
 
 /// The beginning of every record of the moment.
@@ -427,7 +429,7 @@ wire! {
     FileKey = 8 + 4 * 2,
     Held = 8 * 2,
     Slot = 8 * 4,
-    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1)),
+    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2),
     Header = 4 * 2 + 8,
     DiedRecord = 16 + 16 + 16,
     ReusedRecord = 16 + 16,

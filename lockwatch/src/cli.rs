@@ -2,6 +2,8 @@
 //!
 //! Refuses to do anything: what comes out is run elsewhere.
 
+mod reclaim;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -10,9 +12,12 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::act::warden::Watch;
+use crate::act::warden::Ward;
+use crate::daemon::follow::Request;
+use crate::daemon::{Daemon, Task, Watch};
 use crate::engine::classify::State;
-use crate::engine::reclaim::Wanted;
+use crate::engine::event;
+use crate::events::Events;
 use crate::look::Choice;
 use crate::reclaim::Reclaim;
 use crate::replay::Replay;
@@ -30,6 +35,8 @@ Examples:
   lockwatch check /srv/aim/config           free (0), HOT (1), held (3)?
   lockwatch explain /srv/aim/config         the whole story of its locks
   lockwatch reclaim /srv/aim/config         what would release it, and what that costs
+  lockwatch daemon                          watch every lock as it is taken and given up
+  lockwatch events                          what the daemon sees, as it happens
   lockwatch doctor                          what works on this kernel, for this user
 
 Exit codes: 0 nothing found, 1 findings, 2 could not be done, 3 held by right (check).")]
@@ -48,7 +55,14 @@ enum Verb {
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
     /// Release an orphaned lock, and harm nobody: a dry run unless told to execute
-    Reclaim(ReclaimArgs),
+    Reclaim(reclaim::ReclaimArgs),
+    /// What lockwatch runs a hook under
+    #[command(hide = true)]
+    HookWarden(reclaim::WardenArgs),
+    /// Watch in real time: who takes each lock, how each owner ends, every race
+    Daemon(DaemonArgs),
+    /// Follow the running daemon's events
+    Events(EventsArgs),
     /// Run a recorded trace through the same engine, and write its events
     #[command(after_help = "\
 Examples:
@@ -63,9 +77,6 @@ Exit codes: 0 the trace was understood, 2 it was not.")]
         #[arg(long)]
         json: bool,
     },
-    /// What lockwatch runs a hook under
-    #[command(hide = true)]
-    HookWarden(WardenArgs),
     /// Say what this kernel and this user can and cannot do, probe by probe
     Doctor {
         /// Write JSON
@@ -160,66 +171,67 @@ struct ExplainArgs {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  lockwatch reclaim /srv/aim/config             what would be done, and why that is safe
-  lockwatch reclaim /srv/aim/config --execute   does it, and reads the lock again
-  lockwatch reclaim fe:00:131-a1b2c3d4 --execute --force
-                                                takes one lock from whoever holds it
-  lockwatch reclaim /srv/db --method inject     a POSIX lock: its process is made to unlock it
+  lockwatch daemon                          in the foreground; SIGTERM ends it
+  lockwatch daemon --log /var/log/lockwatch.jsonl
+                                            every event a line; SIGHUP opens the file anew
+  lockwatch daemon --check-config           is the configuration sound?
+  lockwatch daemon --detach                 take the kernel side away, too
 
-Exit codes: 0 released and seen to be gone, nothing to do, or (dry run) there is a plan; 1 refused \
-or not released; 2 could not be done.")]
-struct ReclaimArgs {
-    #[command(flatten)]
-    file: FileArgs,
-    /// Carry the plan out
-    #[arg(long)]
-    execute: bool,
-    /// Also a lock that is no orphan; for one lock alone
-    #[arg(long)]
-    force: bool,
-    /// How: auto leaves every process alone; signal ends the holders; inject has one unlock it
-    #[arg(long, value_name = "METHOD", value_enum, default_value_t = Way::Auto)]
-    method: Way,
-    /// The configuration, whose hooks are run for a watched file
+The kernel goes on recording while no daemon runs: the next one takes over without a gap.
+Exit codes: 0 ended by SIGTERM, 2 could not be done (another daemon runs, say), 130 interrupted.")]
+struct DaemonArgs {
+    /// The configuration [default: /etc/lockwatch/lockwatch.toml, where it is]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Run no hooks
+    /// Only find out whether the configuration is sound
+    #[arg(long, conflicts_with_all = ["detach", "log", "record", "verbose_events"])]
+    check_config: bool,
+    /// Take what is pinned in the kernel away, and end
+    #[arg(long, conflicts_with_all = ["log", "record", "verbose_events"])]
+    detach: bool,
+    /// Append every event to this file as a JSON line
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Record whatever influences the daemon, for `lockwatch replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// On files that are watched, make events of every acquisition, release and blocked attempt
     #[arg(long)]
-    no_hooks: bool,
-    /// Write JSON
-    #[arg(long)]
-    json: bool,
+    verbose_events: bool,
 }
 
 #[derive(Args)]
-struct WardenArgs {
+#[command(after_help = "\
+Examples:
+  lockwatch events                          sentences, as it happens
+  lockwatch events --json | jq .            for a program
+  lockwatch events --kind orphaned,deadlock
+  lockwatch events --last 20 --no-follow    what has been, and no more
+
+Exit codes: 0 the daemon has ended, 2 could not be done, 130 interrupted.")]
+struct EventsArgs {
+    /// The daemon's configuration, which says where it listens
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write JSON lines
     #[arg(long)]
-    program: std::os::fd::RawFd,
+    json: bool,
+    /// Only events of these kinds
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = parse_kind)]
+    kind: Vec<String>,
+    /// Begin with so many events that have been
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    last: usize,
+    /// End after the events that have been
     #[arg(long)]
-    line: std::os::fd::RawFd,
-    #[arg(long)]
-    limit_ms: u64,
-    #[arg(last = true)]
-    argv: Vec<OsString>,
+    no_follow: bool,
 }
 
-/// A method as the command line names it.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Way {
-    Auto,
-    Fd,
-    Signal,
-    Inject,
-}
-
-impl From<Way> for Wanted {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::Auto => Self::Auto,
-            Way::Fd => Self::Fd,
-            Way::Signal => Self::Signal,
-            Way::Inject => Self::Inject,
-        }
+fn parse_kind(text: &str) -> Result<String, String> {
+    if event::NAMES.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("known kinds are {}", event::NAMES.join(", ")))
     }
 }
 
@@ -262,7 +274,11 @@ pub enum Command {
     /// `reclaim`
     Reclaim(Reclaim),
     /// What a hook runs under
-    HookWarden(Watch),
+    HookWarden(Ward),
+    /// `daemon`
+    Daemon(Daemon),
+    /// `events`
+    Events(Events),
     /// `replay`
     Replay(Replay),
     /// `doctor`, with or without JSON
@@ -281,21 +297,17 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
-        Verb::Reclaim(args) => Command::Reclaim(Reclaim {
-            file: args.file.file,
-            source: args.file.source.source,
-            execute: args.execute,
-            force: args.force,
-            method: args.method.into(),
+        Verb::Reclaim(args) => Command::Reclaim(args.into()),
+        Verb::HookWarden(args) => Command::HookWarden(args.into()),
+        Verb::Daemon(args) => Command::Daemon(daemon(args)),
+        Verb::Events(args) => Command::Events(Events {
             config: args.config,
-            no_hooks: args.no_hooks,
-            json: args.json,
-        }),
-        Verb::HookWarden(args) => Command::HookWarden(Watch {
-            program: args.program,
-            line: args.line,
-            limit: Duration::from_millis(args.limit_ms),
-            argv: args.argv,
+            request: Request {
+                text: !args.json,
+                last: args.last,
+                kinds: args.kind,
+                end: args.no_follow,
+            },
         }),
         Verb::Replay { trace, json } => Command::Replay(Replay { trace, json }),
         Verb::Doctor { json } => Command::Doctor(json),
@@ -322,6 +334,17 @@ fn resolve(args: ScanArgs) -> Scan {
         output,
         watch: args.watch,
     }
+}
+
+fn daemon(args: DaemonArgs) -> Daemon {
+    let task = if args.check_config {
+        Task::CheckConfig
+    } else if args.detach {
+        Task::Detach
+    } else {
+        Task::Watch(Watch { log: args.log, record: args.record, verbose: args.verbose_events })
+    };
+    Daemon { config: args.config, task }
 }
 
 /// Writes completions.

@@ -59,7 +59,11 @@ fn read(path: &Path) -> io::Result<IdKey> {
     Ok(IdKey(key))
 }
 
-fn fresh() -> io::Result<IdKey> {
+/// A secret that nobody has.
+///
+/// # Errors
+/// Where the kernel gives none.
+pub fn fresh() -> io::Result<IdKey> {
     let mut key = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut key)?;
     Ok(IdKey(key))

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use lockwatch::act::warden;
 use lockwatch::cli::{self, Command};
 use lockwatch::failure::{self, EXIT_CLEAR};
-use lockwatch::{check, doctor, explain, reclaim, replay, scan};
+use lockwatch::{check, daemon, doctor, events, explain, reclaim, replay, scan};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -16,7 +16,9 @@ fn main() -> ExitCode {
         Command::Check(file, source) => check::run(&file, source),
         Command::Explain(file, source, json) => explain::run(&file, source, json),
         Command::Reclaim(asked) => reclaim::run(&asked),
-        Command::HookWarden(watch) => warden::run(&watch).map(|()| EXIT_CLEAR),
+        Command::HookWarden(ward) => warden::run(&ward).map(|()| EXIT_CLEAR),
+        Command::Daemon(daemon) => daemon::run(&daemon),
+        Command::Events(events) => events::run(&events),
         Command::Replay(trace) => replay::run(&trace),
         Command::Doctor(json) => doctor::run(json),
         Command::Completions(shell) => cli::completions(shell).map(|()| EXIT_CLEAR),

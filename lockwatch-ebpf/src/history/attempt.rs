@@ -16,7 +16,12 @@ pub(crate) struct Attempt {
     pub(crate) recorded: i32,
     /// The kernel's own entry is what is shown, not the request: the request became one with it.
     pub(crate) linked: bool,
+    /// The place of the owner among the hints about owners, where it has one.
+    pub(crate) slot: u32,
 }
+
+/// [`Attempt::slot`] of an owner of flocks or leases.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
 
 /// How an attempt ends that has to wait (`FILE_LOCK_DEFERRED`).
 pub(crate) const DEFERRED: i32 = 1;
@@ -34,7 +39,9 @@ impl Attempt {
         unsafe {
             let (start, end) = match ranged {
                 true => (member(lock, offset!(lock_start)), member(lock, offset!(lock_end))),
-                false => (0, i64::MAX),
+                // Not a constant to the compiler, which would call a function for two zeros in a
+                // row.
+                false => (core::hint::black_box(0), i64::MAX),
             };
             let key = Key {
                 inode: inode as u64,
@@ -51,6 +58,7 @@ impl Attempt {
                 access: member::<u8>(lock, offset!(lock_type)) as u32,
                 recorded: member(lock, offset!(lock_pid)),
                 linked: member::<u64>(lock, offset!(lock_link) + 8) != 0,
+                slot: NO_SLOT,
             }
         }
     }

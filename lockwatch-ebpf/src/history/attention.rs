@@ -3,7 +3,7 @@
 //! User space names some for good; a crash makes one, so that whoever takes the lock next is told
 //! of, however quick.
 
-use lockwatch_common::history::{CLASS_FLOCK, Ending, FOREVER, FileKey, KIND_ACQUIRED, Key};
+use lockwatch_common::history::{CLASS_FLOCK, FOREVER, FileKey, KIND_ACQUIRED, Key};
 
 use crate::attempt::Attempt;
 use crate::conflict;
@@ -52,8 +52,7 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
             return now;
         }
         let at = entry.taken_at;
-        let ending = Ending::NONE;
-        moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending });
+        moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending: None });
         at - 1
     }
 }

@@ -5,7 +5,7 @@
 use lockwatch_common::history::{CLASS_FLOCK, CLASS_POSIX, F_WRLCK, Key};
 
 use crate::attempt::Attempt;
-use crate::kernel::{load, member, offset, read_into, read_u32, read_u64};
+use crate::kernel::{load, offset, read_into, read_u32, read_u64};
 
 /// Entries that are looked at. A global, so that the compiler writes a loop and not 24 steps; the
 /// verifier knows its value.
@@ -64,16 +64,17 @@ pub(crate) fn met(attempt: &Attempt) -> Option<Met> {
 /// Address of the head of the list.
 #[inline(always)]
 fn head(attempt: &Attempt) -> Option<u64> {
-    // SAFETY: `inode` is the tracepoint's.
-    let locks: *const u8 = unsafe { member(attempt.inode, offset!(inode_flctx)) };
-    if locks.is_null() {
+    // By a helper: with a number the verifier allows sums.
+    let locks = read_u64(attempt.inode as u64 + offset!(inode_flctx) as u64);
+    if locks == 0 {
         return None;
     }
-    Some(match attempt.key.class {
-        CLASS_FLOCK => locks as u64 + offset!(ctx_flock) as u64,
-        CLASS_POSIX => locks as u64 + offset!(ctx_posix) as u64,
-        _ => locks as u64 + offset!(ctx_lease) as u64,
-    })
+    let list = match attempt.key.class {
+        CLASS_FLOCK => offset!(ctx_flock),
+        CLASS_POSIX => offset!(ctx_posix),
+        _ => offset!(ctx_lease),
+    };
+    Some(locks + list as u64)
 }
 
 #[inline(always)]

@@ -24,3 +24,4 @@ mod posix;
 mod tables;
 mod taking;
 mod waits;
+mod words;

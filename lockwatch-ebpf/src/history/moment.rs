@@ -2,11 +2,11 @@
 //!
 //! Refuses to wait: what does not fit is counted, and user space reads the tables anew.
 
-use lockwatch_common::history::{Ending, Entry, Header, Key, MomentRecord, Party};
+use lockwatch_common::history::{Ending, Entry, Header, Key, MomentRecord};
 
 use crate::attempt::Attempt;
 use crate::tables::MOMENTS;
-use crate::{counters, party};
+use crate::{counters, party, words};
 
 /// What is told.
 pub(crate) struct Moment<'a> {
@@ -19,7 +19,7 @@ pub(crate) struct Moment<'a> {
     /// Its entry.
     pub(crate) entry: &'a Entry,
     /// How its acquirer ended, where it did.
-    pub(crate) ending: Ending,
+    pub(crate) ending: Option<&'a Ending>,
 }
 
 /// Tells what the current task did to a lock.
@@ -35,16 +35,18 @@ pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
     unsafe {
         (*to).header =
             Header { kind: moment.kind, len: size_of::<MomentRecord>() as u32, at: moment.at };
-        (*to).key = *moment.key;
-        (*to).entry = *moment.entry;
-        (*to).ending = moment.ending;
+        words::copy(&raw mut (*to).key, moment.key);
+        words::copy(&raw mut (*to).entry, moment.entry);
+        match moment.ending {
+            Some(ending) => words::copy(&raw mut (*to).ending, ending),
+            None => words::clear(&raw mut (*to).ending),
+        }
         (*to).mtime_sec = mtime_sec;
         (*to).mtime_nsec = mtime_nsec;
         (*to).access = attempt.access;
         (*to).start = attempt.key.start;
         (*to).end = attempt.end;
-        (*to).by = Party::NOBODY;
-        party::current(&mut (*to).by);
+        party::current(&raw mut (*to).by);
     }
     room.submit(0);
 }

@@ -44,14 +44,20 @@ unsafe fn of_task<const TYPED: bool>(task: *const u8) -> (u32, u64) {
     }
 }
 
-/// Writes down the current task.
+/// Writes down the current task, every member of it.
+///
+/// # Safety
+/// `to` must be valid for writes.
 #[inline(never)]
-pub(crate) fn current(to: &mut Party) {
-    (to.tgid, to.tid) = ids();
-    // SAFETY: helpers that are always allowed, with a buffer of the size that is told.
+pub(crate) unsafe fn current(to: *mut Party) {
+    let (tgid, tid) = ids();
+    // SAFETY: the caller's promise; helpers that are always allowed, with a buffer of the size that
+    // is told.
     unsafe {
-        to.cgroup = bpf_get_current_cgroup_id();
-        bpf_get_current_comm(to.comm.as_mut_ptr().cast(), 16);
+        (*to).tgid = tgid;
+        (*to).tid = tid;
+        (*to).cgroup = bpf_get_current_cgroup_id();
+        bpf_get_current_comm((&raw mut (*to).comm).cast(), 16);
         if offset!(has_task_btf) == 1 {
             describe::<true>(bpf_get_current_task_btf().cast(), to);
         } else {
@@ -61,9 +67,10 @@ pub(crate) fn current(to: &mut Party) {
 }
 
 #[inline(always)]
-unsafe fn describe<const TYPED: bool>(task: *const u8, to: &mut Party) {
-    // SAFETY: the caller gives the current task, typed where `TYPED`.
+unsafe fn describe<const TYPED: bool>(task: *const u8, to: *mut Party) {
+    // SAFETY: the caller gives the current task, typed where `TYPED`, and a place to write to.
     unsafe {
+        let to = &mut *to;
         to.flags = hop::<TYPED, _>(task, offset!(task_flags));
         let leader: *const u8 = hop::<TYPED, _>(task, offset!(task_leader));
         to.start = hop::<TYPED, _>(leader, offset!(task_start));
@@ -108,13 +115,14 @@ fn nested(pid: u64, level: u32, to: &mut Party) {
 /// A member, by a load where the verifier knows the pointer's type, else by a helper.
 #[inline(always)]
 unsafe fn hop<const TYPED: bool, T: Copy>(base: *const u8, offset: u32) -> T {
-    // SAFETY: the caller's promise is that of `member`; `value` has the size that is told, and
-    // callers ask for integers and plain pointers alone.
+    // SAFETY: the caller's promise is that of `member`; `value` has the size that is told, the
+    // helper writes all of it (zeros where it cannot read), and callers ask for integers and plain
+    // pointers alone.
     unsafe {
         if TYPED {
             return member(base, offset);
         }
-        let mut value = core::mem::MaybeUninit::<T>::zeroed();
+        let mut value = core::mem::MaybeUninit::<T>::uninit();
         read_into(value.as_mut_ptr().cast(), size_of::<T>() as u32, base as u64 + offset as u64);
         value.assume_init()
     }

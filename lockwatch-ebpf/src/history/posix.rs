@@ -6,17 +6,19 @@
 //!
 //! The tracepoint comes under the list's lock: operations are seen in the order of their effect.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
-    CLASS_POSIX, Ending, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey,
-    Owner, Slot,
+    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey, Owner, Slot,
+    slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
 use crate::attempt::{Attempt, DEFERRED, EAGAIN};
 use crate::tables::{LOCKS, OPERATIONS, OWNERS, add, globals, held, slot};
-use crate::taking::{entry, given_up, now, taken, tell};
+use crate::taking::{describe, given_up, now, taken, tell};
 use crate::{attention, counters, party, waits};
 
 /// The last byte of what goes to the end of the file.
@@ -30,7 +32,16 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
     let outcome: i32 = context.arg(2);
     if !inode.is_null() && !lock.is_null() {
         // SAFETY: the tracepoint's arguments.
-        unsafe { seen(&Attempt::read(inode, lock, CLASS_POSIX, true), outcome) };
+        unsafe {
+            let mut attempt = Attempt::read(inode, lock, CLASS_POSIX, true);
+            let Some((inode, owner)) = counters::plain(attempt.key.inode, attempt.key.owner) else {
+                return 0;
+            };
+            attempt.key.inode = inode;
+            attempt.key.owner = owner;
+            attempt.slot = slot_of(inode, owner);
+            seen(&attempt, outcome);
+        }
     }
     0
 }
@@ -70,7 +81,7 @@ unsafe fn done(attempt: &Attempt) {
             write_down(attempt, owner, now());
             return;
         }
-        let Some(slot) = slot(attempt.key.inode, attempt.key.owner) else { return };
+        let Some(slot) = slot(attempt.slot) else { return };
         let found = LOCKS.get_ptr_mut(attempt.key);
         let known = found.map(|entry| Known {
             same_end: (*entry).end == attempt.end,
@@ -178,7 +189,9 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
             counters::acquisition(kind);
         }
         let file = attempt.file();
-        let entry = entry(attempt, &file, now);
+        let mut entry = MaybeUninit::<Entry>::uninit();
+        describe(entry.as_mut_ptr(), attempt, &file, now);
+        let entry = entry.assume_init_ref();
         let key = OperationKey {
             inode: attempt.key.inode,
             owner: attempt.key.owner,
@@ -190,7 +203,7 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
             counters::lost_operation();
         }
         if attempt.access != F_UNLCK && attention::is_paid(&file, now) {
-            tell(KIND_ACQUIRED, now, attempt, &entry, Ending::NONE);
+            tell(KIND_ACQUIRED, now, attempt, entry, None);
         }
     }
 }

@@ -50,10 +50,10 @@ pub(crate) fn held(pid: i32) -> Option<*mut Held> {
     HELD.get_ptr_mut(pid as u32 & crate::kernel::load(&HELD_MASK))
 }
 
-/// The hint about an owner.
+/// The hint about an owner; `None` of one that has none.
 #[inline(always)]
-pub(crate) fn slot(inode: u64, owner: u64) -> Option<*mut Slot> {
-    SLOTS_TABLE.get_ptr_mut(lockwatch_common::history::slot_of(inode, owner))
+pub(crate) fn slot(place: u32) -> Option<*mut Slot> {
+    SLOTS_TABLE.get_ptr_mut(place)
 }
 
 /// Adds to a hint that several CPUs write.

@@ -1,8 +1,10 @@
 //! Locks that are taken and given up: the table of locks and all that hangs on it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use lockwatch_common::history::{
-    CLASS_POSIX, Ending, Entry, F_WRLCK, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, Party,
+    Ending, Entry, F_WRLCK, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, MERGED,
 };
 use lockwatch_common::snapshot::PF_EXITING;
 
@@ -20,30 +22,32 @@ pub(crate) fn now() -> u64 {
 
 /// Tells of the attempt's own lock.
 #[inline(always)]
-pub(crate) fn tell(kind: u32, at: u64, attempt: &Attempt, entry: &Entry, ending: Ending) {
+pub(crate) fn tell(kind: u32, at: u64, attempt: &Attempt, entry: &Entry, ending: Option<&Ending>) {
     moment::tell(attempt, &Moment { kind, at, key: &attempt.key, entry, ending });
 }
 
-/// What is written down of a lock that the current task takes now.
+/// Writes down what is known of a lock that the current task takes now, every member of it.
+///
+/// # Safety
+/// `to` must be valid for writes.
 #[inline(always)]
-pub(crate) fn entry(attempt: &Attempt, file: &FileKey, now: u64) -> Entry {
+pub(crate) unsafe fn describe(to: *mut Entry, attempt: &Attempt, file: &FileKey, now: u64) {
     let (mtime_sec, mtime_nsec) = attempt.modified();
-    let mut entry = Entry {
-        taken_at: now,
-        written_at: now,
-        end: attempt.end,
-        ino: file.ino,
-        mtime_sec,
-        mtime_nsec,
-        access: attempt.access,
-        flags: attempt.flags,
-        recorded: attempt.recorded,
-        dev: file.dev,
-        merged: attempt.linked as u32,
-        by: Party::NOBODY,
-    };
-    party::current(&mut entry.by);
-    entry
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*to).taken_at = now;
+        (*to).written_at = now;
+        (*to).end = attempt.end;
+        (*to).ino = file.ino;
+        (*to).mtime_sec = mtime_sec;
+        (*to).mtime_nsec = mtime_nsec;
+        (*to).access = attempt.access;
+        (*to).flags = attempt.flags;
+        (*to).recorded = attempt.recorded;
+        (*to).dev = file.dev;
+        (*to).merged = if attempt.linked { MERGED } else { 0 };
+        party::current(&raw mut (*to).by);
+    }
 }
 
 /// The current task has taken a lock: the table gets it, instead of what it had under its key.
@@ -51,16 +55,19 @@ pub(crate) fn entry(attempt: &Attempt, file: &FileKey, now: u64) -> Entry {
 pub(crate) fn taken(attempt: &Attempt, unknown_since: bool) {
     let now = now();
     let file = attempt.file();
-    let mut entry = entry(attempt, &file, now);
+    let mut entry = MaybeUninit::<Entry>::uninit();
+    // SAFETY: every member is written.
+    let entry = unsafe {
+        describe(entry.as_mut_ptr(), attempt, &file, now);
+        entry.assume_init_mut()
+    };
     if unknown_since {
         entry.taken_at = 0;
     }
     counters::acquisition(counters::kind(attempt.key.class, attempt.flags));
-    if LOCKS.insert(&attempt.key, &entry, 0).is_err() {
+    if LOCKS.insert(&attempt.key, &*entry, 0).is_err() {
         counters::lost_lock();
-        if attempt.key.class == CLASS_POSIX
-            && let Some(slot) = slot(attempt.key.inode, attempt.key.owner)
-        {
+        if let Some(slot) = slot(attempt.slot) {
             // SAFETY: the map's value.
             unsafe { (*slot).lost_at = now };
         }
@@ -68,7 +75,7 @@ pub(crate) fn taken(attempt: &Attempt, unknown_since: bool) {
         count(attempt, entry.by.tgid, entry.access, 1);
     }
     if attention::is_paid(&file, now) {
-        tell(KIND_ACQUIRED, now, attempt, &entry, Ending::NONE);
+        tell(KIND_ACQUIRED, now, attempt, entry, None);
     }
 }
 
@@ -80,9 +87,7 @@ fn count(attempt: &Attempt, tgid: i32, access: u32, by: i64) {
         if let Some(held) = held(tgid) {
             add(&raw mut (*held).locks, by);
         }
-        if attempt.key.class == CLASS_POSIX
-            && let Some(slot) = slot(attempt.key.inode, attempt.key.owner)
-        {
+        if let Some(slot) = slot(attempt.slot) {
             let of = match access {
                 F_WRLCK => &raw mut (*slot).writes,
                 _ => &raw mut (*slot).reads,
@@ -113,7 +118,7 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *const Entry) {
         if !own || flags & PF_EXITING != 0 {
             outlived(attempt, known, &file, now);
         } else if attention::is_paid(&file, now) {
-            tell(KIND_RELEASED, now, attempt, known, Ending::NONE);
+            tell(KIND_RELEASED, now, attempt, known, None);
         }
         let _ = LOCKS.remove(&attempt.key);
     }
@@ -131,12 +136,12 @@ unsafe fn outlived(attempt: &Attempt, known: &Entry, file: &FileKey, now: u64) {
                     0 => now,
                     _ => attention::after_crash(attempt, file, now),
                 };
-                tell(KIND_ENDED, at, attempt, known, *ending);
+                tell(KIND_ENDED, at, attempt, known, Some(ending));
             }
         }
         None => {
             if attention::is_paid(file, now) {
-                tell(KIND_RELEASED, now, attempt, known, Ending::NONE);
+                tell(KIND_RELEASED, now, attempt, known, None);
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
-use lockwatch_common::history::{Ending, Entry, KIND_BLOCKED, KIND_REFUSED, Party, Wait};
+use core::mem::MaybeUninit;
+
+use lockwatch_common::history::{Entry, KIND_BLOCKED, KIND_REFUSED, Wait};
 
 use crate::attempt::Attempt;
 use crate::moment::Moment;
 use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
 use crate::taking::now;
-use crate::{attention, conflict, counters, moment, party};
+use crate::{attention, conflict, counters, moment, party, words};
 
 /// The attempt waits now, or goes on waiting.
 #[inline(never)]
@@ -82,29 +84,23 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
     unsafe {
         match LOCKS.get(&key) {
             Some(entry) => {
-                let ending = DEAD.get(&entry.by.process()).copied().unwrap_or(Ending::NONE);
-                if attended || ending.dead != 0 {
+                let ending = DEAD.get(entry.by.process());
+                if attended || ending.is_some() {
                     moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending });
                 }
             }
             None if attended => {
-                let entry = Entry {
-                    taken_at: 0,
-                    written_at: 0,
-                    end: met.end,
-                    ino: file.ino,
-                    mtime_sec: 0,
-                    mtime_nsec: 0,
-                    access: met.access,
-                    flags: met.flags,
-                    recorded: met.recorded,
-                    dev: file.dev,
-                    merged: 0,
-                    by: Party::NOBODY,
-                };
-                let entry = &entry;
-                let ending = Ending::NONE;
-                moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending });
+                let mut entry = MaybeUninit::<Entry>::uninit();
+                let to = entry.as_mut_ptr();
+                words::clear(to);
+                (*to).end = met.end;
+                (*to).ino = file.ino;
+                (*to).access = met.access;
+                (*to).flags = met.flags;
+                (*to).recorded = met.recorded;
+                (*to).dev = file.dev;
+                let entry = entry.assume_init_ref();
+                moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending: None });
             }
             None => {}
         }

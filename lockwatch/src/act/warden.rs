@@ -23,10 +23,10 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// What a warden is told on its command line.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Ward {
     /// The descriptor of the program.
     pub program: RawFd,
-    /// The descriptor of the line to lockwatch.
+    /// The descriptor of the line to lockward.
     pub line: RawFd,
     /// How long the hook may take.
     pub limit: Duration,
@@ -45,14 +45,14 @@ enum Why {
 ///
 /// # Errors
 /// Where it could not be started or watched. Nobody but lockwatch itself runs this.
-pub fn run(watch: &Watch) -> anyhow::Result<()> {
+pub fn run(ward: &Ward) -> anyhow::Result<()> {
     // SAFETY: lockwatch made the two descriptors for this process and named them to it; nothing
     // else here knows their numbers.
     let (program, line) =
-        unsafe { (OwnedFd::from_raw_fd(watch.program), OwnedFd::from_raw_fd(watch.line)) };
+        unsafe { (OwnedFd::from_raw_fd(ward.program), OwnedFd::from_raw_fd(ward.line)) };
     fcntl_setfd(&line, FdFlags::CLOEXEC).context("hook: the line to lockwatch")?;
     let mut line = UnixStream::from(line);
-    let answer = match watched(watch, &program, &mut line) {
+    let answer = match watched(ward, &program, &mut line) {
         Ok(answer) => answer,
         Err(error) => format!("failed 0 {error:#}"),
     };
@@ -61,13 +61,13 @@ pub fn run(watch: &Watch) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn watched(watch: &Watch, program: &OwnedFd, line: &mut UnixStream) -> anyhow::Result<String> {
+fn watched(ward: &Ward, program: &OwnedFd, line: &mut UnixStream) -> anyhow::Result<String> {
     // A terminal's Ctrl-C is lockwatch's to understand.
     rustix::process::setsid().context("setsid")?;
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own)).context("become the reaper of orphans")?;
-    let mut child = start(watch, program)?;
-    let why = wait(watch, &mut child, line)?;
+    let mut child = start(ward, program)?;
+    let why = wait(ward, &mut child, line)?;
     let leftovers = end_all(&mut child)?;
     Ok(match why {
         Why::TimeIsUp => format!("timeout {leftovers}"),
@@ -82,20 +82,20 @@ fn watched(watch: &Watch, program: &OwnedFd, line: &mut UnixStream) -> anyhow::R
 
 /// Starts the very file that was found trustworthy, by its descriptor: a script's interpreter opens
 /// it by the same name, so the descriptor stays open in the hook.
-fn start(watch: &Watch, program: &OwnedFd) -> anyhow::Result<Child> {
+fn start(ward: &Ward, program: &OwnedFd) -> anyhow::Result<Child> {
     fcntl_setfd(program, FdFlags::empty()).context("the program's descriptor")?;
-    let mut command = Command::new(format!("/proc/self/fd/{}", watch.program));
-    if let [name, args @ ..] = &watch.argv[..] {
+    let mut command = Command::new(format!("/proc/self/fd/{}", ward.program));
+    if let [name, args @ ..] = &ward.argv[..] {
         command.arg0(name).args(args);
     }
     command.current_dir("/").process_group(0);
     command.spawn().context("start it")
 }
 
-fn wait(watch: &Watch, child: &mut Child, line: &mut UnixStream) -> anyhow::Result<Why> {
+fn wait(ward: &Ward, child: &mut Child, line: &mut UnixStream) -> anyhow::Result<Why> {
     let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
         .context("a handle on it")?;
-    let deadline = Instant::now() + watch.limit;
+    let deadline = Instant::now() + ward.limit;
     loop {
         let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
         let mut events = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&*line, PollFlags::IN)];

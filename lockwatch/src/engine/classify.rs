@@ -12,6 +12,8 @@ use super::places;
 use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
 use history::{Past, Tenant};
 
+pub(super) use history::{Birth, birth};
+
 mod history;
 
 /// What a lock is in.
@@ -230,7 +232,11 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         verdict.acquirer_alive = Some(true);
         return verdict;
     }
-    if !zombie && let Some(fact) = places::is_owner(facts, pid) {
+    if !zombie
+        && !stuck
+        && tenant != Tenant::Another
+        && let Some(fact) = places::is_owner(facts, pid)
+    {
         let mut verdict = Verdict::new(State::Held, Confidence::Certain, vec![fact]);
         verdict.acquirer_alive = Some(true);
         return verdict;

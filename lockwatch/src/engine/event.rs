@@ -89,11 +89,11 @@ impl From<&Remembered> for Party {
 /// One way in which an orphan is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
-    /// By whom.
-    pub by: Party,
+    /// By whom, where it is anybody.
+    pub by: Option<Party>,
     /// How.
     pub via: Via,
-    /// With which descriptor, where there is one.
+    /// With which descriptor of the file, or of the socket or ring that it is in.
     pub fd: Option<u32>,
 }
 
@@ -226,6 +226,25 @@ pub enum Recovery {
     /// The lock is there, and no orphan by what is known now.
     Reclassified,
 }
+
+/// Every name that [`Kind::name`] gives.
+pub const NAMES: [&str; 15] = [
+    "started",
+    "orphaned",
+    "recovered",
+    "crash_handoff",
+    "exit_race",
+    "pid_recycled",
+    "lock_replaced",
+    "refused",
+    "long_wait",
+    "deadlock",
+    "lost",
+    "all_clear",
+    "acquired",
+    "released",
+    "blocked",
+];
 
 impl Kind {
     /// The contract's name.

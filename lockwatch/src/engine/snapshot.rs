@@ -15,7 +15,7 @@ use super::identity::{
 
 /// Everything that one reading found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Snapshot {
     /// Files that carry a lock or a queued request; others refer to them by index.
     pub files: Vec<File>,
@@ -232,6 +232,7 @@ pub struct Reference {
 
 /// A place where a description lives on, in no fd table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Place {
     /// The description.
     pub description: Owner,
@@ -243,6 +244,7 @@ pub struct Place {
 
 /// What kind of place it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PlaceKind {
     /// The receive queue of a unix socket.
     Queue {
@@ -250,6 +252,7 @@ pub enum PlaceKind {
         /// because nobody accepted it.
         socket: Option<u64>,
         /// The name that it is bound to; one of the abstract namespace begins with NUL.
+        #[serde(default, with = "bytes::optional")]
         name: Option<Box<[u8]>>,
         /// Sockets and rings around it that are not in an fd table either.
         depth: u32,
@@ -291,6 +294,7 @@ impl Place {
 
 /// A process that has a [`Place`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PlaceOwner {
     /// Its pid.
     pub pid: Pid,
@@ -304,6 +308,7 @@ pub struct PlaceOwner {
 
 /// Where places were looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Search {
     /// Kinds of places that were searched.
     pub searched: Vec<Via>,
@@ -323,7 +328,7 @@ impl Search {
 
 /// A process, as it was when the snapshot was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Process {
     /// Start, with the pid its identity. `None` where it could not be read.
     pub start: Option<StartTime>,
@@ -362,7 +367,7 @@ pub struct Process {
 ///
 /// The kernel gives them out in rising order and begins anew at `pid_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Births {
     /// Tasks created since boot (`processes` in `/proc/stat`).
     pub forks: Option<u64>,

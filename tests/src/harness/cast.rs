@@ -2,7 +2,7 @@
 //!
 //! Refuses to guess: a stage direction that does not happen in time fails the test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
@@ -43,6 +43,10 @@ impl Cast {
 
     pub(super) fn actor(&self, name: &str) -> Result<&Actor> {
         self.actors.get(name).with_context(|| format!("nobody is called {name}"))
+    }
+
+    pub(super) fn pids(&self) -> BTreeSet<i32> {
+        self.actors.values().map(|actor| actor.pid).collect()
     }
 
     fn line(&mut self, name: &str) -> Result<&mut Line> {

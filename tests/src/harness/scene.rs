@@ -1,5 +1,6 @@
 //! What one test has: a folder, a cast of rigs, and the binary under test.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -116,6 +117,11 @@ impl Scene {
     /// An actor's pid, dead or alive.
     pub fn pid(&self, name: &str) -> Result<i32> {
         Ok(self.cast.actor(name)?.pid)
+    }
+
+    /// The pids of all actors that there are or were.
+    pub fn pids(&self) -> BTreeSet<i32> {
+        self.cast.pids()
     }
 
     /// An actor's pid and thread id as it sees them itself.

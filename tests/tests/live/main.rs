@@ -6,7 +6,9 @@
 mod base64;
 mod classification;
 mod columns;
+mod daemon;
 mod exit_codes;
+mod history;
 mod identity;
 mod in_flight;
 mod kernel;
@@ -22,7 +24,9 @@ mod reclaim_races;
 mod reclaim_ways;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
+mod service;
 mod sources;
 mod stories;
 mod targets;
@@ -58,6 +62,12 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("replay", replay::TESTS),
+    ("daemon", daemon::TESTS),
+    ("service", service::TESTS),
+    ("history", history::TESTS),
+    ("history_ranges", history::ranges::TESTS),
+    ("history_moments", history::moments::TESTS),
 ];
 
 fn main() -> ExitCode {

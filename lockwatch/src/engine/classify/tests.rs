@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::identity::{Access, BootTime, LockKind, Owner, ProcessId, Range};
-use crate::engine::snapshot::{FileIx, Remembered, Taken};
+use crate::engine::snapshot::{FileIx, PlaceKind, PlaceOwner, Remembered, Taken};
 
 const ACQUIRER: Pid = 100;
 const HOUR: u64 = 3_600_000_000_000;
@@ -469,4 +469,31 @@ fn history_of_another_taking_proves_nothing() {
     let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
     case.death.as_mut().unwrap().process.start = StartTime(1);
     assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "the death of another process");
+}
+
+#[test]
+fn history_tells_of_a_mapping_whether_its_owner_had_it_before_the_lock_was_taken() {
+    let of = |owner: Process| {
+        let mut case = watched(Case::new(None, vec![]), KILLED);
+        case.processes.insert(300, owner);
+        let owner = PlaceOwner { pid: 300, tid: 300, fd: None, opener: Some(false) };
+        let kind = PlaceKind::Mapping { start: 0x1000, end: 0x2000, protection: *b"rw-s" };
+        case.places = vec![Place { description: Owner(7), kind, owners: vec![owner] }];
+        case.state()
+    };
+    assert_eq!(of(born(12)), (State::Shared, None, CERTAIN), "younger than the acquirer");
+    assert_eq!(of(born(20)), (State::Orphaned, Some(Reason::Mmap), CERTAIN));
+    assert_eq!(of(Process::default()), UNKNOWN, "its start was not read");
+}
+
+#[test]
+fn a_stuck_acquirers_own_ring_does_not_make_it_hold_the_lock() {
+    let exiting = Process { exiting: true, ..born(10) };
+    let mut case = watched(Case::new(Some(exiting), vec![]), KILLED);
+    let owner = PlaceOwner { pid: ACQUIRER, tid: ACQUIRER, fd: Some(5), opener: None };
+    let kind = PlaceKind::Ring { slot: 0, depth: 0 };
+    case.places = vec![Place { description: Owner(7), kind, owners: vec![owner] }];
+    assert_eq!(case.state().0, State::Held, "within the grace");
+    case.overdue = true;
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));
 }

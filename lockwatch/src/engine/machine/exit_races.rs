@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::reorder;
 use super::schedule::Schedule;
 use super::telling::{News, Scene};
-use crate::engine::classify::Reason;
+use crate::engine::classify::{Reason, State};
 use crate::engine::event::{Kind, Party};
 use crate::engine::id::LockId;
 use crate::engine::identity::{BootTime, ProcessId};
@@ -79,7 +79,7 @@ impl ExitRaces {
         news
     }
 
-    /// A reading that was begun at `begun` shows what became of locks whose end was not told.
+    /// A reading that was begun at `begun` shows which owners are stuck in their exit.
     pub(super) fn read(&mut self, begun: BootTime, grace: u64, scene: Scene<'_>) -> Vec<News> {
         let view = scene.view;
         let mut news = Vec::new();
@@ -87,14 +87,12 @@ impl ExitRaces {
             if begun < death.at.after(grace) {
                 return true;
             }
-            let raced = match view.find(*id) {
-                None => view.has_every_lock(),
-                Some(lock) => lock.verdict.reason == Some(Reason::Exiting),
-            };
-            if raced {
+            // One that is gone without a record may have been an heir's.
+            let Some(lock) = view.find(*id) else { return false };
+            if lock.verdict.reason == Some(Reason::Exiting) {
                 news.push(tell(attempt, *death, None, scene));
             }
-            false
+            lock.verdict.state == State::Unknown
         });
         news
     }
@@ -113,7 +111,9 @@ impl ExitRaces {
 /// True where the lock that an attempt met ended by the death that it met.
 fn is_end_of(ended: &Ended, death: &Death, attempt: &Attempt) -> bool {
     // Either of the two may be told a little after it happened.
-    ended.death.process == death.process && attempt.at <= ended.at.after(reorder::WINDOW)
+    ended.death.process == death.process
+        && ended.is_by_death()
+        && attempt.at <= ended.at.after(reorder::WINDOW)
 }
 
 fn tell(attempt: &Attempt, death: Death, ended: Option<&Ended>, scene: Scene<'_>) -> News {

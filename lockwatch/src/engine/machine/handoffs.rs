@@ -99,10 +99,10 @@ impl Handoffs {
     }
 }
 
-/// True of an exclusive lock whose owner died without unlocking it.
+/// True of an exclusive lock that ended because its owner died without unlocking it.
 pub(super) fn is_crash(ended: &Ended) -> bool {
     let is_lock = matches!(ended.lock.kind, LockKind::Flock | LockKind::Posix | LockKind::Ofd);
-    is_lock && ended.lock.access == Access::Write && !ended.death.is_clean()
+    is_lock && ended.is_by_death() && ended.lock.access == Access::Write && !ended.death.is_clean()
 }
 
 fn tell(ended: &Ended, taker: &Acquired, scene: Scene<'_>) -> News {

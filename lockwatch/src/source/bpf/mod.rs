@@ -123,7 +123,13 @@ pub fn read() -> Result<Reading, BpfError> {
     log::debug!("loaded");
     let mut assembler = Assembler::new(seeds.descriptor());
     let state = iterator.read_beside(|record| assembler.take(record))?;
-    log::debug!("read: {state:?}");
+    log::debug!(
+        "read: {} descriptors, {} lists, {} begun anew, {} cut",
+        state.visited,
+        state.chains,
+        state.restarted,
+        state.cut
+    );
     drop(iterator);
     let ended = now();
     let (mut snapshot, loose, own_files) = assembler.finish();

@@ -291,23 +291,9 @@ fn shorten(
     done: &[(OperationKey, Operation)],
     begun: u64,
 ) -> Result<(), HistoryError> {
-    let mut steps: Vec<(u64, i64, Operation)> = (base.iter())
-        .map(|(key, entry)| (entry.written_at, key.start, *entry))
-        .chain(done.iter().map(|(key, operation)| (key.at, key.start, *operation)))
-        .filter(|&(at, ..)| at < begun)
-        .collect();
-    steps.sort_by_key(|&(at, start, _)| (at, start));
-    let Some(&(last, ..)) = steps.last() else { return Ok(()) };
-    let mut ranges = Ranges::default();
-    for (index, (_, start, operation)) in steps.iter().enumerate() {
-        ranges.apply(&Step::of(*start, operation, Some(index)));
-    }
+    let before: Vec<_> = done.iter().filter(|(of, _)| of.at < begun).copied().collect();
     let mut kept = BTreeSet::new();
-    for (start, end, access, by) in ranges.pieces() {
-        let Some((.., operation)) = by.or(Some(0)).and_then(|by| steps.get(by)) else { continue };
-        let taken_at = if by.is_some() { operation.taken_at } else { 0 };
-        let entry = Entry { taken_at, end, access, merged: RESTORED, ..*operation };
-        let at = OperationKey { inode: key.inode, owner: key.owner, at: last, start };
+    for (at, entry) in restored(key, base, &before) {
         match sys::put(fd(&tables.operations), &at, &entry, Write::Any) {
             Ok(()) => {}
             // Full: what is there stays as it is.
@@ -316,11 +302,37 @@ fn shorten(
         }
         kept.insert(at);
     }
-    for (of, _) in done.iter().filter(|(of, _)| of.at < begun && !kept.contains(of)) {
+    for (of, _) in before.iter().filter(|(of, _)| !kept.contains(of)) {
         sys::remove(fd(&tables.operations), of).map_err(failed("write", OPERATIONS_MAP))?;
     }
     for (of, entry) in base {
         remove_lock(tables, of, entry)?;
     }
     Ok(())
+}
+
+/// What an owner's operations came to, as operations of the moment of the last of them: whoever does
+/// these after the others gets the same, and so does who has these alone.
+pub(super) fn restored(
+    key: &OwnerKey,
+    base: &[(Key, Entry)],
+    done: &[(OperationKey, Operation)],
+) -> Vec<(OperationKey, Operation)> {
+    let mut steps: Vec<(u64, i64, Operation)> = (base.iter())
+        .map(|(key, entry)| (entry.written_at, key.start, Entry { merged: RESTORED, ..*entry }))
+        .chain(done.iter().map(|(key, operation)| (key.at, key.start, *operation)))
+        .collect();
+    steps.sort_by_key(|&(at, start, _)| (at, start));
+    let Some(&(at, _, last)) = steps.last() else { return Vec::new() };
+    let mut ranges = Ranges::default();
+    for (index, (_, start, operation)) in steps.iter().enumerate() {
+        ranges.apply(&Step::of(*start, operation, Some(index)));
+    }
+    let restore = |(start, end, access, by): (i64, i64, u32, Option<usize>)| {
+        let taken = by.and_then(|by| steps.get(by)).map(|(.., operation)| *operation);
+        let of = taken.unwrap_or(Entry { taken_at: 0, ..last });
+        let entry = Entry { end, access, merged: RESTORED, ..of };
+        (OperationKey { inode: key.inode, owner: key.owner, at, start }, entry)
+    };
+    ranges.pieces().map(restore).collect()
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 use lockwatch_common::history::{
     CLASS_FLOCK, CLASS_LEASE, CLASS_POSIX, Ending, Entry, F_RDLCK, F_WRLCK, Key, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, Wait,
+    OperationKey, Owner, OwnerKey, ProcessKey, RESTORED, Wait,
 };
 
 use super::names::Names;
@@ -53,21 +53,9 @@ impl Contents {
         let owners = tables.owners()?;
         let locks = tables.locks()?;
         let operations = tables.operations()?;
-        let mut contents =
-            Self { begun: tables.begun().unwrap_or(BootTime(u64::MAX)), ..Self::default() };
-        let (told, used) = owners_told(&owners, &locks, operations);
-        contents.owners = told;
-        for (key, entry) in locks {
-            if used.contains(&key) {
-                continue;
-            }
-            let mut entry = entry;
-            if key.class == CLASS_POSIX && entry.written_at <= tables.slot_lost_at(&key.of_owner())
-            {
-                entry.taken_at = 0;
-            }
-            contents.locks.insert(place(&key, entry.dev, entry.ino), entry);
-        }
+        let begun = tables.begun().unwrap_or(BootTime(u64::MAX));
+        let lost_at = |owner: &OwnerKey| tables.slot_lost_at(owner);
+        let mut contents = Self::of(begun, &owners, locks, operations, lost_at);
         for (_, wait) in tables.waiters()? {
             let place = place(&wait.key, wait.dev, wait.ino);
             contents.waits.entry(place).or_default().push(wait);
@@ -83,6 +71,29 @@ impl Contents {
             }
         }
         Ok(contents)
+    }
+
+    /// Works out what the tables say of locks. `lost_at` is until when the entries of an owner are
+    /// not to be relied on.
+    fn of(
+        begun: BootTime,
+        owners: &[(OwnerKey, Owner)],
+        locks: Vec<(Key, Entry)>,
+        operations: Vec<(OperationKey, Operation)>,
+        lost_at: impl Fn(&OwnerKey) -> u64,
+    ) -> Self {
+        let (told, used) = owners_told(owners, &locks, operations);
+        let mut contents = Self { begun, owners: told, ..Self::default() };
+        for (key, mut entry) in locks {
+            if used.contains(&key) {
+                continue;
+            }
+            if key.class == CLASS_POSIX && entry.written_at <= lost_at(&key.of_owner()) {
+                entry.taken_at = 0;
+            }
+            contents.locks.insert(place(&key, entry.dev, entry.ino), entry);
+        }
+        contents
     }
 
     /// The entry of a lock of a snapshot, where the two agree.
@@ -145,7 +156,9 @@ fn owners_told(
         let owner = key.of_owner();
         if key.class == CLASS_POSIX && (known.contains_key(&owner) || steps.contains_key(&owner)) {
             used.insert(*key);
-            steps.entry(owner).or_default().push((entry.written_at, key.start, *entry));
+            // The table was the kernel's list until the owner's operations were written down.
+            let entry = Entry { merged: RESTORED, ..*entry };
+            steps.entry(owner).or_default().push((entry.written_at, key.start, entry));
         }
     }
     let mut told = BTreeMap::new();
@@ -258,3 +271,6 @@ pub(super) fn access(access: Access) -> Option<u32> {
         Access::Unlock => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

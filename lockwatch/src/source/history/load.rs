@@ -89,7 +89,12 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
         .map_max_entries(MOMENTS_MAP, sizes.moments);
     let mut object = loader.load(OBJECT).map_err(bpf::failed("object"))?;
     for name in PROGRAMS {
-        program(&mut object, name)?.load(name, &targets).map_err(bpf::failed(name))?;
+        program(&mut object, name)?.load(name, &targets).map_err(|error| {
+            if let ProgramError::LoadError { verifier_log, .. } = &error {
+                eprintln!("{name}: {verifier_log}");
+            }
+            bpf::failed(name)(error)
+        })?;
     }
     Ok((object, targets))
 }

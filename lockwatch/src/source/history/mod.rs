@@ -12,16 +12,19 @@ mod moments;
 mod names;
 mod pins;
 mod ranges;
+mod reader;
 mod sys;
 mod tables;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use join::{Contents, join};
 pub use load::Sizes;
 pub use moments::{Moments, RecordError, Told};
 pub use names::Names;
+pub use reader::{Reader, Taken};
 pub use tables::{Tables, Totals};
 
 use crate::source::bpf::{BpfError, Reading};
@@ -92,7 +95,7 @@ pub struct Options {
 /// The history, open for watching.
 pub struct History {
     /// The tables.
-    pub tables: Tables,
+    pub tables: Arc<Tables>,
     /// The records of the moment.
     pub moments: Moments,
     collector: collect::Collector,
@@ -110,6 +113,7 @@ impl History {
             collect::begin(&tables)?;
         }
         let moments = Moments::new(pins::moments(&options.folder)?)?;
+        let tables = Arc::new(tables);
         Ok((Self { tables, moments, collector: collect::Collector::default() }, continuity))
     }
 

@@ -21,7 +21,7 @@ use super::{Continuity, HistoryError, Options, load};
 /// The folder of the pins, below the one that is configured.
 const FOLDER: &str = "history";
 /// The same while it is being made.
-const DRAFT: &str = "history.new";
+const DRAFT: &str = "history_new";
 
 const MAPS: [&str; 11] = [
     GLOBALS_MAP,

@@ -16,7 +16,7 @@ use lockwatch_common::wire;
 use super::HistoryError;
 use super::array::MappedArray;
 use super::sys::{self, Write};
-use crate::engine::identity::BootTime;
+use crate::engine::identity::{BootTime, Pid};
 use crate::engine::input::FileId;
 
 /// Places of the members of `Globals`, in words.
@@ -24,6 +24,7 @@ const BEGUN: usize = 2;
 const OWNERS: usize = 3;
 const ATTENDED: usize = 4;
 const HANDOFF_WINDOW: usize = 6;
+const LAST_SEQ: usize = 7;
 
 /// Words of a `Held` and of a `Slot`.
 const HELD_WORDS: usize = 2;
@@ -92,6 +93,17 @@ impl Tables {
 
     pub(super) fn set_handoff_window(&self, nanoseconds: u64) {
         self.globals.store(HANDOFF_WINDOW, nanoseconds);
+    }
+
+    /// The number of the event that was told last, by this daemon or one before it; 0 before the
+    /// first.
+    pub fn last_seq(&self) -> u64 {
+        self.globals.load(LAST_SEQ)
+    }
+
+    /// Keeps the number of the event that was told last.
+    pub fn set_last_seq(&self, seq: u64) {
+        self.globals.store(LAST_SEQ, seq);
     }
 
     /// Has attention paid to these files, and for good to no others.
@@ -183,10 +195,20 @@ impl Tables {
         self.globals.add(OWNERS, by);
     }
 
-    /// Locks taken under a pid and not given up, as far as the hint tells.
-    #[cfg(test)]
-    pub(super) fn held_by(&self, tgid: i32) -> i64 {
-        self.held.load((tgid as u32 & self.held_mask) as usize * HELD_WORDS).cast_signed()
+    /// How many threads wait for a lock, as far as the table knows.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn waiting(&self) -> Result<usize, HistoryError> {
+        Ok(self.waiters()?.len())
+    }
+
+    /// How many locks the table has that a process took.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub fn taken_by(&self, pid: Pid) -> Result<usize, HistoryError> {
+        Ok(self.locks()?.iter().filter(|(_, entry)| entry.by.tgid == pid).count())
     }
 }
 
@@ -237,6 +259,11 @@ impl Default for Totals {
 }
 
 impl Totals {
+    /// Everything that was lost: each may be missing from the tables or from the records.
+    pub fn lost(&self) -> u64 {
+        self.lost_records + self.lost_elements
+    }
+
     fn add(&mut self, counters: &Counters) {
         for kind in 0..KINDS {
             self.acquisitions[kind] += counters.acquisitions[kind];

@@ -72,10 +72,7 @@ impl Mask {
             locks: locks.into_iter().map(|lock| self.lock(lock)).collect(),
             waiters: waiters.into_iter().map(|waiter| self.waiter(waiter)).collect(),
             references: references.into_iter().map(|of| self.reference(of)).collect(),
-            places: places
-                .into_iter()
-                .map(|place| Place { description: self.owner(place.description), ..place })
-                .collect(),
+            places: places.into_iter().map(|place| self.place(place)).collect(),
             search,
             processes,
             deaths,
@@ -114,6 +111,11 @@ impl Mask {
             requester,
             since,
         }
+    }
+
+    fn place(&self, place: Place) -> Place {
+        let Place { description, kind, owners } = place;
+        Place { description: self.owner(description), kind, owners }
     }
 
     fn reference(&self, reference: Reference) -> Reference {

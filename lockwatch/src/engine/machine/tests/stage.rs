@@ -309,7 +309,8 @@ impl Stage {
         let taken =
             facts.and_then(|lock| lock.taken.clone()).expect("taken while somebody watched");
         self.world.unlock(owner);
-        Ended { lock, by: taken.by, taken_at: taken.at, at: self.now, death, written }
+        let ended_by = taken.by.clone();
+        Ended { lock, by: taken.by, taken_at: taken.at, at: self.now, ended_by, death, written }
     }
 
     /// `pid` takes an exclusive lock on a description that it has; nothing is handed in.

@@ -1,0 +1,108 @@
+//! The kernel side as the loop sees it: records of the moment in, attention out.
+//!
+//! Refuses to hold records back: whatever is in the ring when it is looked at is handed on.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::config::Config;
+use crate::engine::id::IdKey;
+use crate::engine::input::{FileId, Input};
+use crate::id_key;
+use crate::source::history::{
+    Continuity, History, HistoryError, Moments, Names, Options, Reader, Sizes, Tables, Told,
+};
+
+/// The kernel side.
+pub(super) struct Kernel {
+    tables: Arc<Tables>,
+    moments: AsyncFd<Moments>,
+    names: Names,
+    key: IdKey,
+    continuity: Continuity,
+    /// Records that were lost so far, as counted in the kernel.
+    lost: u64,
+}
+
+/// Why the kernel side does not work.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KernelError {
+    /// The history.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The ring cannot be waited for.
+    #[error("waiting for the kernel's records: {0}")]
+    Wait(#[from] io::Error),
+}
+
+impl Kernel {
+    /// Opens it, and a reader of its tables.
+    pub(super) fn open(config: &Config) -> Result<(Self, Reader), KernelError> {
+        let options = Options {
+            folder: config.state_dir.clone(),
+            sizes: Sizes::default(),
+            handoff_window: super::nanos(config.handoff_window),
+        };
+        let (key, limit) = id_key::machine_key();
+        let (History { tables, moments, .. }, continuity) = History::open(&options)?;
+        if let Continuity::Replaced(why) = &continuity {
+            log::warn!("the history in {} begins anew: {why}", config.state_dir.display());
+        }
+        let reader = Reader::new(Arc::clone(&tables), key, limit.into_iter().collect());
+        let lost = tables.totals()?.lost();
+        // SAFETY: `Moments` has one descriptor, the ring's map, and keeps it open while it lives.
+        let moments = unsafe { AsyncFd::register_with_interest(moments, Interest::READABLE) }
+            .map_err(io::Error::from)?;
+        Ok((Self { tables, moments, names: Names::default(), key, continuity, lost }, reader))
+    }
+
+    /// Whether the kernel went on recording since a daemon before.
+    pub(super) fn is_continued(&self) -> bool {
+        self.continuity == Continuity::Continued
+    }
+
+    /// The number of the last event of the daemon before.
+    pub(super) fn last_seq(&self) -> Option<u64> {
+        Some(self.tables.last_seq()).filter(|&seq| seq > 0)
+    }
+
+    /// Keeps the number of the last event.
+    pub(super) fn set_last_seq(&self, seq: u64) {
+        self.tables.set_last_seq(seq);
+    }
+
+    /// Has attention paid to these files and no others.
+    pub(super) fn attend(&self, files: &[FileId]) -> Result<(), KernelError> {
+        Ok(self.tables.attend(files)?)
+    }
+
+    /// Waits for records, and takes all that are there.
+    pub(super) async fn records(&mut self) -> Result<Vec<Input>, KernelError> {
+        let mut ready = self.moments.readable_mut().await?;
+        let mut told = Told { key: &self.key, names: &mut self.names, boot_unix: boot_unix() };
+        let mut inputs = Vec::new();
+        while let Err(error) = ready.get_inner_mut().drain(&mut told, |input| inputs.push(input)) {
+            // It is passed over; what it would have said the next reading shows.
+            log::error!("{error}");
+            inputs.push(Input::Lost(1));
+        }
+        ready.clear_ready();
+        Ok(inputs)
+    }
+
+    /// How many records were lost since this was asked last.
+    pub(super) fn lost(&mut self) -> Result<u64, KernelError> {
+        let lost = self.tables.totals()?.lost();
+        let before = std::mem::replace(&mut self.lost, lost);
+        Ok(lost.saturating_sub(before))
+    }
+}
+
+/// Nanoseconds since 1970 at the boot clock's 0.
+fn boot_unix() -> u64 {
+    let now = super::now();
+    now.unix.saturating_sub(now.boot.0)
+}

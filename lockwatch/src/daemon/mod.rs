@@ -1,0 +1,101 @@
+//! `lockwatch daemon`: the witness.
+//!
+//! Wires the kernel side, the engine and whoever listens together, and has the only loop. Refuses
+//! to conclude anything itself.
+
+mod alarm;
+pub mod follow;
+mod instance;
+mod kernel;
+mod log_file;
+mod readiness;
+mod readings;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::config::Config;
+use crate::engine::identity::BootTime;
+use crate::engine::input::Moment;
+use crate::failure::EXIT_CLEAR;
+use crate::source::history::History;
+use instance::Instance;
+
+/// What to do, and by which configuration.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The configuration, where it is not the default one.
+    pub config: Option<PathBuf>,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a daemon can be asked for.
+#[derive(Debug)]
+pub enum Task {
+    /// Only find out whether the configuration is sound.
+    CheckConfig,
+    /// Take what is pinned in the kernel away.
+    Detach,
+    /// Watch, until it is ended.
+    Watch(Watch),
+}
+
+/// How to watch.
+#[derive(Debug)]
+pub struct Watch {
+    /// Append every event to this file.
+    pub log: Option<PathBuf>,
+    /// Write every input of the engine to this file.
+    pub record: Option<PathBuf>,
+    /// Make events of every acquisition, release and blocked attempt.
+    pub verbose: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Where the configuration is not sound, another daemon runs, or the kernel does not allow it.
+pub fn run(daemon: &Daemon) -> anyhow::Result<u8> {
+    let config = Config::read_trusted(daemon.config.as_deref()).context("daemon")?;
+    match &daemon.task {
+        Task::CheckConfig => {
+            use std::io::Write as _;
+            let watches = config.watch.len();
+            let plural = if watches == 1 { "" } else { "es" };
+            writeln!(std::io::stdout(), "the configuration is sound: {watches} watch{plural}")?;
+            Ok(EXIT_CLEAR)
+        }
+        Task::Detach => {
+            let _instance =
+                Instance::take(&config.state_dir, &config.socket()).context("daemon: detach")?;
+            let detached = History::detach(&config.state_dir).context("daemon: detach")?;
+            log::info!("detached: {detached}");
+            Ok(EXIT_CLEAR)
+        }
+        Task::Watch(watch) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("daemon: starting the loop")?;
+            runtime.block_on(watch::watch(&config, watch))
+        }
+    }
+}
+
+/// Both clocks.
+fn now() -> Moment {
+    let nanos = |clock| {
+        let time = clock_gettime(clock);
+        (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
+    };
+    Moment { boot: BootTime(nanos(ClockId::Boottime)), unix: nanos(ClockId::Realtime) }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,237 @@
+//! The loop of the daemon.
+//!
+//! Every influence on the engine goes through [`Watching::step`], and nowhere else.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Watch;
+use super::alarm::Alarm;
+use super::follow::{Hub, Socket};
+use super::instance::Instance;
+use super::kernel::Kernel;
+use super::log_file::LogFile;
+use super::readings::Readings;
+use super::{nanos, now, readiness};
+use crate::config::Config;
+use crate::engine::input::{Input, Output, Settings, Started, Watched};
+use crate::engine::machine::Engine;
+use crate::failure::{EXIT_CLEAR, EXIT_INTERRUPTED};
+use crate::sink::events;
+use crate::source::history::{HistoryError, Taken};
+use crate::source::trace::Writer;
+use crate::{id_key, machine};
+
+/// How often it is looked whether the service manager wants to hear of it, where it does not say.
+const NO_HEARTBEAT: Duration = Duration::from_secs(3600);
+
+/// Readings in a row that may fail before the watch gives up.
+const PATIENCE: u32 = 10;
+
+/// Watches until it is ended.
+pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8> {
+    let socket = config.socket();
+    let _instance = Instance::take(&config.state_dir, &socket).context("daemon")?;
+    let mut terminated = signal(SignalKind::terminate()).context("daemon: catching SIGTERM")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("daemon: catching SIGINT")?;
+    let mut hung_up = signal(SignalKind::hangup()).context("daemon: catching SIGHUP")?;
+
+    let settings = Settings {
+        grace: nanos(config.grace),
+        gc_interval: nanos(config.gc_interval),
+        handoff_window: nanos(config.handoff_window),
+        long_wait: nanos(config.long_wait),
+        verbose: options.verbose,
+    };
+    let log = options.log.as_deref().map(open_log).transpose()?;
+    let recorded = options.record.as_deref();
+    let record = recorded.map(|path| start_recording(path, &settings)).transpose()?;
+    let (mut kernel, reader) = Kernel::open(config).context("daemon (see `lockwatch doctor`)")?;
+    let socket =
+        Socket::bind(&socket).with_context(|| format!("daemon: listen on {}", socket.display()))?;
+    let paths: Vec<PathBuf> =
+        config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
+    let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
+    let mut watching = Watching {
+        engine: Engine::new(settings),
+        watched: Vec::new(),
+        hub: Hub::new(),
+        log,
+        record,
+        readings,
+        failures: 0,
+        told_orphans: None,
+    };
+    let (_, release) = machine::names();
+    let started = Started {
+        last_seq: kernel.last_seq(),
+        continued: kernel.is_continued(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: release,
+    };
+    watching.step(&mut kernel, Input::Started(started))?;
+    watching.readings.ask();
+
+    let mut alarm = Alarm::new().context("daemon: making the alarm")?;
+    let mut heartbeat = tokio::time::interval(readiness::heartbeat().unwrap_or(NO_HEARTBEAT));
+    let hub = watching.hub.clone();
+    let followers = socket.serve(&hub);
+    tokio::pin!(followers);
+    let mut ready = false;
+    loop {
+        alarm.set(watching.engine.deadline()).context("daemon: setting the alarm")?;
+        tokio::select! {
+            biased;
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => {
+                readiness::stopping();
+                return Ok(EXIT_INTERRUPTED);
+            }
+            _ = hung_up.recv() => watching.log.iter_mut().for_each(LogFile::reopen),
+            _ = heartbeat.tick() => readiness::alive(),
+            rang = alarm.rings() => {
+                rang.context("daemon: waiting for the alarm")?;
+                watching.step(&mut kernel, Input::Tick)?;
+            }
+            drained = kernel.records() => {
+                for input in drained.context("daemon: reading the kernel's records")? {
+                    watching.step(&mut kernel, input)?;
+                }
+            }
+            taken = watching.readings.next() => {
+                let Some(taken) = taken else { bail!("daemon: the reader has ended") };
+                watching.look_for_losses(&mut kernel)?;
+                watching.taken(&mut kernel, config, taken)?;
+                if !ready {
+                    ready = true;
+                    readiness::ready("watching");
+                }
+            }
+            () = &mut followers => {}
+        }
+    }
+    readiness::stopping();
+    Ok(EXIT_CLEAR)
+}
+
+/// The engine and what hangs on it.
+struct Watching {
+    engine: Engine,
+    watched: Vec<Watched>,
+    hub: Hub,
+    log: Option<LogFile>,
+    record: Option<Recording>,
+    readings: Readings,
+    /// Readings in a row that failed.
+    failures: u32,
+    /// Orphans that the service manager knows of.
+    told_orphans: Option<usize>,
+}
+
+impl Watching {
+    /// The only way to the engine.
+    fn step(&mut self, kernel: &mut Kernel, input: Input) -> anyhow::Result<()> {
+        let now = now();
+        if let Some(record) = &mut self.record {
+            record.write(now, &input).and_then(|()| record.flush()).context("daemon: recording")?;
+        }
+        for output in self.engine.step(now, input) {
+            match output {
+                Output::Event(event) => {
+                    kernel.set_last_seq(event.seq);
+                    if let Some(log) = &mut self.log {
+                        let mut line = Vec::new();
+                        events::write_json(&mut line, &event)?;
+                        log.line(&line);
+                    }
+                    self.hub.tell(&Arc::new(*event));
+                }
+                Output::Read => self.readings.ask(),
+                Output::Attend(files) => {
+                    kernel.attend(&files).context("daemon: telling the kernel what to watch")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that records were lost, where the kernel has counted any.
+    fn look_for_losses(&mut self, kernel: &mut Kernel) -> anyhow::Result<()> {
+        let lost = kernel.lost().context("daemon: reading the kernel's counters")?;
+        if lost > 0 { self.step(kernel, Input::Lost(lost)) } else { Ok(()) }
+    }
+
+    /// Takes in what a reading found.
+    fn taken(
+        &mut self,
+        kernel: &mut Kernel,
+        config: &Config,
+        taken: Result<Taken, HistoryError>,
+    ) -> anyhow::Result<()> {
+        let Taken { reading, files } = match taken {
+            Ok(taken) => {
+                self.failures = 0;
+                taken
+            }
+            // The engine asks again; what is wrong for good ends the watch.
+            Err(error) if self.failures < PATIENCE => {
+                self.failures += 1;
+                log::error!("reading the kernel's tables: {error}");
+                return Ok(());
+            }
+            Err(error) => return Err(error).context("daemon: reading the kernel's tables"),
+        };
+        let watched: Vec<Watched> = config
+            .watch
+            .iter()
+            .zip(files)
+            .map(|(watch, file)| Watched {
+                name: watch.name.get_ref().clone(),
+                path: watch.path.get_ref().as_os_str().as_bytes().into(),
+                file,
+            })
+            .collect();
+        if watched != self.watched {
+            self.watched.clone_from(&watched);
+            self.step(kernel, Input::Watch(watched))?;
+        }
+        self.step(kernel, Input::Reading(Box::new(reading)))?;
+        self.tell_manager();
+        Ok(())
+    }
+
+    /// Tells the service manager how many orphans there are, where that has changed.
+    fn tell_manager(&mut self) {
+        let orphans = self.engine.view().orphaned().count();
+        if self.told_orphans.replace(orphans) == Some(orphans) {
+            return;
+        }
+        match orphans {
+            0 => readiness::status("ALL CLEAR"),
+            hot => readiness::status(&format!("HOT {hot}")),
+        }
+    }
+}
+
+fn open_log(path: &Path) -> anyhow::Result<LogFile> {
+    LogFile::open(path).with_context(|| format!("daemon: log to {}", path.display()))
+}
+
+type Recording = Writer<BufWriter<File>>;
+
+fn start_recording(path: &Path, settings: &Settings) -> anyhow::Result<Recording> {
+    let what = || format!("daemon: record to {}", path.display());
+    // Paths of locked files are in it.
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let out = BufWriter::new(file.with_context(what)?);
+    let secret = id_key::fresh().with_context(what)?;
+    Writer::new(out, &secret.0, env!("CARGO_PKG_VERSION"), settings).with_context(what)
+}

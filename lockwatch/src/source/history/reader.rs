@@ -1,0 +1,82 @@
+//! Readings with history, one after the other: the kernel's lists, what the tables know of them, and
+//! where need be the search for what no fd table shows.
+//!
+//! Refuses to let the tables drift: every reading also brings them in line with the kernel's lists.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::collect::Collector;
+use super::join::{self, Contents};
+use super::names::Names;
+use super::{HistoryError, Tables};
+use crate::engine::id::{self, IdKey};
+use crate::engine::input::{self, FileId};
+use crate::engine::snapshot::Limit;
+use crate::engine::view::View;
+use crate::source::bpf;
+
+/// Takes readings.
+pub struct Reader {
+    tables: Arc<Tables>,
+    collector: Collector,
+    names: Names,
+    key: IdKey,
+    /// What is said of every reading.
+    limits: Vec<Limit>,
+}
+
+/// One reading.
+pub struct Taken {
+    /// The reading, for the engine.
+    pub reading: input::Reading,
+    /// What is at each path that was asked about, in their order; `None` where nothing is.
+    pub files: Vec<Option<FileId>>,
+}
+
+impl Reader {
+    /// A reader of these tables, which makes ids with `key`; `limits` holds for all its readings.
+    pub fn new(tables: Arc<Tables>, key: IdKey, limits: Vec<Limit>) -> Self {
+        Self { tables, collector: Collector::default(), names: Names::default(), key, limits }
+    }
+
+    /// Takes one, and finds out what is at `paths`.
+    ///
+    /// # Errors
+    /// Where the kernel's lists or the tables cannot be read.
+    pub fn read(&mut self, paths: &[PathBuf]) -> Result<Taken, HistoryError> {
+        let handles: Vec<Option<OwnedFd>> = paths.iter().map(|path| handle(path)).collect();
+        let mut reading = bpf::read()?;
+        let identity = |handle: &OwnedFd| {
+            let number = u32::try_from(handle.as_raw_fd()).ok()?;
+            let &(dev, ino) = reading.own_files.get(&number)?;
+            Some(FileId { dev, ino })
+        };
+        let files = handles.iter().map(|handle| identity(handle.as_ref()?)).collect();
+        drop(handles);
+        let contents = Contents::read(&self.tables)?;
+        self.collector.collect(&self.tables, &reading)?;
+        join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
+        let bpf::Reading { mut snapshot, begun, .. } = reading;
+        snapshot.limits.extend(self.limits.iter().cloned());
+        let ids = id::assign(&snapshot, &self.key);
+        // What is unexplained only a view tells.
+        let view = View::new(snapshot, &ids);
+        let unexplained = view.unexplained();
+        let mut snapshot = view.snapshot;
+        if !unexplained.is_empty() {
+            bpf::explain(&mut snapshot, &unexplained);
+        }
+        snapshot.limits.sort();
+        snapshot.limits.dedup();
+        Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
+    }
+}
+
+/// The file itself, without opening it for anything.
+fn handle(path: &Path) -> Option<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()
+}
