@@ -5,7 +5,11 @@
 
 mod keeper;
 mod places;
+mod release;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +17,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use self::keeper::{Keeper, Switches};
+use self::release::Surroundings;
 use crate::config::{Config, Mode, TreeWanted};
 use crate::engine::identity::BootTime;
 use crate::engine::input::{Input, Watched};
@@ -20,12 +25,15 @@ use crate::engine::view::View;
 use crate::machine;
 use crate::sink::clock::Clock;
 use crate::sink::fuse::{self, Options, Reply, Request};
-use crate::sink::tree::command::{Command, Refusal};
+use crate::sink::tree::command::{Aim, Command, Refusal};
+use crate::sink::tree::folder::Target;
 
 /// The tree, if there is one.
 pub(super) struct Tree {
     keeper: Option<Keeper>,
     requests: mpsc::UnboundedReceiver<Request>,
+    releases: (mpsc::UnboundedSender<Released>, mpsc::UnboundedReceiver<Released>),
+    surroundings: Surroundings,
     switches: Switches,
     /// Who waits for a reading that is begun at that moment or later.
     reconciling: Vec<(BootTime, Reply)>,
@@ -46,14 +54,19 @@ pub(super) enum Wanted {
     Written(Request),
     /// A reading.
     Reading,
+    /// A release has ended.
+    Released(Released),
 }
+
+/// A release that has ended, and who waits for that.
+pub(super) struct Released(Reply, Result<(), Refusal>);
 
 impl Tree {
     /// Mounts it, as far as the configuration wants it.
     ///
     /// # Errors
     /// Where there must be a tree and cannot.
-    pub(super) fn grow(config: &Config) -> anyhow::Result<Self> {
+    pub(super) fn grow(config: &Config, file: Option<&Path>) -> anyhow::Result<Self> {
         let (ask, requests) = mpsc::unbounded_channel();
         let keeper = match config.tree {
             TreeWanted::Off => None,
@@ -74,6 +87,11 @@ impl Tree {
         Ok(Self {
             keeper,
             requests,
+            releases: mpsc::unbounded_channel(),
+            surroundings: Surroundings {
+                config: file.map(Path::to_owned),
+                state_dir: config.state_dir.clone(),
+            },
             switches,
             reconciling: Vec::new(),
             shown: None,
@@ -102,6 +120,8 @@ impl Tree {
                 Some(request) => Wanted::Written(request),
                 None => std::future::pending().await,
             },
+            // This side keeps a sender: there is always one more to come.
+            Some(released) = self.releases.1.recv() => Wanted::Released(released),
             () = tokio::time::sleep_until((self.shown_at + BEHIND_AT_MOST).into()), if is_due => {
                 self.is_behind = false;
                 Wanted::Reading
@@ -128,11 +148,48 @@ impl Tree {
                 self.show_again();
                 self.answer(reply, Ok(()));
             }
-            Command::Release(_) | Command::ForceUnlock(_) => {
-                self.answer(reply, Err(Refusal::Unverified));
-            }
+            Command::Release(aim) => self.release(&aim, false, reply),
+            Command::ForceUnlock(aim) => self.release(&aim, true, reply),
         }
         None
+    }
+
+    /// Has a release carried out on a thread of its own.
+    fn release(&self, aim: &Aim, force: bool, reply: Reply) {
+        let watched = self.shown.iter().flat_map(|(_, watched)| watched.iter());
+        let path = |name: &str| watched.clone().find(|watch| watch.name == name).map(|w| &w.path);
+        let subjects: Vec<OsString> = match &aim.target {
+            // All its orphans at once, with its hooks around them.
+            Target::Watch(name) if !force => {
+                path(name).map(|path| OsString::from_vec(path.to_vec())).into_iter().collect()
+            }
+            _ => aim.locks.iter().map(|lock| lock.to_string().into()).collect(),
+        };
+        let (send, surroundings) = (self.releases.0.clone(), self.surroundings.clone());
+        let run = move || {
+            let outcome = release::release(&subjects, force, &surroundings);
+            // Where nobody receives any more, the daemon ends, and everybody gets an error.
+            let _ = send.send(Released(reply, outcome));
+        };
+        if let Err(error) = std::thread::Builder::new().name("release".into()).spawn(run) {
+            log::error!("starting the thread of a release: {error}");
+        }
+    }
+
+    /// Takes the end of a release; gives what the engine must be told for it. Whoever waits is told
+    /// when the tree shows it.
+    pub(super) fn released(&mut self, released: Released, now: BootTime) -> Option<Input> {
+        let Released(reply, outcome) = released;
+        match outcome {
+            Ok(()) => {
+                self.reconciling.push((now, reply));
+                Some(Input::Reconcile)
+            }
+            Err(refusal) => {
+                self.answer(reply, Err(refusal));
+                None
+            }
+        }
     }
 
     /// Shows what follows from a reading that was begun at `begun`.
