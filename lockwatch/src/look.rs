@@ -163,20 +163,32 @@ fn by_bpf(
     stuck: &BTreeSet<ProcessId>,
     hunt: &mut Option<bpf::Hunt>,
 ) -> Result<Look, bpf::BpfError> {
-    let mut reading = bpf::read()?;
-    remember(&mut reading);
-    let bpf::Reading { mut snapshot, own_files, .. } = reading;
+    let bpf::Reading { mut snapshot, own_files, .. } = read_bpf()?;
     snapshot.stuck = stuck.clone();
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
-    // Whoever has nothing unexplained pays nothing for the search.
-    let unexplained = look.view.unexplained();
-    if !unexplained.is_empty() {
-        let mut snapshot = look.view.snapshot;
-        *hunt = bpf::explain(&mut snapshot, &unexplained);
-        look.view = view(snapshot);
-        log::debug!("searched for {} descriptions", unexplained.len());
-    }
+    (look.view, *hunt) = explained(look.view);
     Ok(look)
+}
+
+/// The view with what no fd table shows, where a lock is unexplained without, and the search that
+/// was made for it.
+pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
+    // Whoever has nothing unexplained pays nothing for the search.
+    let unexplained = first.unexplained();
+    if unexplained.is_empty() {
+        return (first, None);
+    }
+    let mut snapshot = first.snapshot;
+    let hunt = bpf::explain(&mut snapshot, &unexplained);
+    log::debug!("searched for {} descriptions", unexplained.len());
+    (view(snapshot), hunt)
+}
+
+/// The kernel's tables, with what the pinned history knows of them.
+pub(crate) fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
+    let mut reading = bpf::read()?;
+    remember(&mut reading);
+    Ok(reading)
 }
 
 /// Adds what the pinned history knows, where there is one.
@@ -234,7 +246,8 @@ fn conclude(
     Look { files: files.iter().map(identity).collect(), view, source, clock }
 }
 
-fn view(mut snapshot: Snapshot) -> View {
+/// What the engine makes of a snapshot, under this machine's ids.
+pub(crate) fn view(mut snapshot: Snapshot) -> View {
     let key = if snapshot.stable_owners {
         let (key, limit) = id_key::machine_key();
         snapshot.limits.extend(limit);

@@ -88,6 +88,7 @@ fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
             description: Some(description),
             table: None,
             opener: None,
+            writes: None,
         });
     }
 }
