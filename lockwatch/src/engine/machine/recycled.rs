@@ -58,7 +58,7 @@ impl Recycled {
         let of_pid = self.pending.range(from..).take_while(|(process, _)| process.pid == pid);
         for (&process, &Reuse { at, .. }) in of_pid {
             let reused = process != ended.by.id && (ended.taken_at..=ended.at).contains(&at);
-            if reused && self.told.insert((key, process)) {
+            if reused && self.told.insert((key, by_tick(process))) {
                 let by = Some((&ended.by, ended.taken_at));
                 let told = scene.recorded(&ended.lock, by, Some(ended.death));
                 let to = Party::of(process.pid, None);
@@ -113,13 +113,20 @@ impl Recycled {
     }
 
     fn tell(&mut self, lock: &LockView, to: ProcessId, scene: Scene<'_>, news: &mut Vec<News>) {
-        if !self.told.insert((lock.id.key(), to)) {
+        if !self.told.insert((lock.id.key(), by_tick(to))) {
             return;
         }
-        let now = scene.view.process(to.pid).filter(|process| process.start == Some(to.start));
+        let is_it = |start: StartTime| start.ticks() == to.start.ticks();
+        let now = scene.view.process(to.pid).filter(|process| process.start.is_some_and(is_it));
         let party = Party { start: Some(to.start), ..Party::of(to.pid, now) };
         news.push(News::of(scene.told(lock), Kind::PidRecycled { to: party }));
     }
+}
+
+/// The process as every source tells it: of one without a lock only `/proc` shows the start, and
+/// that counts in ticks.
+fn by_tick(process: ProcessId) -> ProcessId {
+    ProcessId { start: StartTime::from_ticks(process.start.ticks()), ..process }
 }
 
 /// The reuses of one pid.
