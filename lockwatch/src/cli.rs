@@ -2,6 +2,8 @@
 //!
 //! Refuses to do anything: what comes out is run elsewhere.
 
+mod reclaim;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::act::warden::Ward;
 use crate::config::reference;
 use crate::daemon::follow::Request;
 use crate::daemon::{Daemon, Task, Watch};
@@ -17,6 +20,7 @@ use crate::engine::classify::State;
 use crate::engine::event;
 use crate::events::Events;
 use crate::look::Choice;
+use crate::reclaim::Reclaim;
 use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
@@ -34,6 +38,7 @@ Examples:
   lockwatch scan -t aim_lock_config.conf    the locks on files of that name
   lockwatch check /srv/aim/config           free (0), HOT (1), held (3)?
   lockwatch explain /srv/aim/config         the whole story of its locks
+  lockwatch reclaim /srv/aim/config         what would release it, and what that costs
   lockwatch daemon                          watch every lock as it is taken and given up
   lockwatch events                          what the daemon sees, as it happens
   lockwatch doctor                          what works on this kernel, for this user
@@ -53,6 +58,11 @@ enum Verb {
     Check(FileArgs),
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
+    /// Release an orphaned lock, and harm nobody: a dry run unless told to execute
+    Reclaim(reclaim::ReclaimArgs),
+    /// What lockwatch runs a hook under
+    #[command(hide = true)]
+    HookWarden(reclaim::WardenArgs),
     /// Watch in real time: who takes each lock, how each owner ends, every race
     Daemon(DaemonArgs),
     /// Follow the running daemon's events
@@ -266,6 +276,10 @@ pub enum Command {
     Check(OsString, Choice),
     /// `explain`; the last is whether JSON is wanted.
     Explain(OsString, Choice, bool),
+    /// `reclaim`
+    Reclaim(Reclaim),
+    /// What a hook runs under
+    HookWarden(Ward),
     /// `daemon`
     Daemon(Daemon),
     /// `events`
@@ -288,6 +302,8 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
+        Verb::Reclaim(args) => Command::Reclaim(args.into()),
+        Verb::HookWarden(args) => Command::HookWarden(args.into()),
         Verb::Daemon(args) => Command::Daemon(daemon(args)),
         Verb::Events(args) => Command::Events(Events {
             config: args.config,

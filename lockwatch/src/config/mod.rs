@@ -104,6 +104,8 @@ pub struct Reclaim {
     pub on_boot: bool,
     /// Leave those alone that no watch names.
     pub only_watched: bool,
+    /// Where every reclaim that is carried out is recorded.
+    pub audit: PathBuf,
 }
 
 /// Whether orphans are only told.
@@ -186,7 +188,12 @@ impl Default for Config {
 
 impl Default for Reclaim {
     fn default() -> Self {
-        Self { mode: Mode::Report, on_boot: true, only_watched: true }
+        Self {
+            mode: Mode::Report,
+            on_boot: true,
+            only_watched: true,
+            audit: PathBuf::from("/var/log/lockwatch/reclaim.jsonl"),
+        }
     }
 }
 
@@ -262,7 +269,9 @@ impl Config {
             duration::within(key, value, reference::range(Section::Top, key))
                 .map_err(|what| (Key::Named(key), what))?;
         }
-        for (key, path) in [("mount", &self.mount), ("state_dir", &self.state_dir)] {
+        for (key, path) in
+            [("mount", &self.mount), ("state_dir", &self.state_dir), ("audit", &self.reclaim.audit)]
+        {
             if !path.is_absolute() || path.parent().is_none() {
                 let what = format!("{key}: {}: not an absolute path", path.display());
                 return Err((Key::Named(key), what));
@@ -404,6 +413,7 @@ resume = { run = ["/usr/local/bin/resume"] }
         refused("grace = \"soon\"", "line 1: ");
         refused("\n\nmount = \"run\"", "line 3: mount: run: not an absolute path");
         refused("mount = \"/\"", "not an absolute path");
+        refused("[reclaim]\naudit = \"log\"", "line 2: audit: log: not an absolute path");
         refused("metrics_listen = \"everywhere\"", "line 1: metrics_listen: \"everywhere\": ");
         refused("\nmetrics_listen = \"unix:m.sock\"", "line 2: metrics_listen: ");
     }

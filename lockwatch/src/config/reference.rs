@@ -134,6 +134,9 @@ pub const KEYS: &[Key] = &[
     key(Section::Reclaim, "only_watched", "boolean")
         .default("true")
         .text("Leave orphans alone on files that no watch with reclaim = true names."),
+    key(Section::Reclaim, "audit", "absolute path")
+        .default("\"/var/log/lockwatch/reclaim.jsonl\"")
+        .text("Where every reclaim that is carried out is recorded: one JSON line each, appended."),
     key(Section::Watch, "name", "letters, digits, -, _ and ., at most 64")
         .required()
         .text("Its name in the tree, in events and in metrics. Each name is given once."),

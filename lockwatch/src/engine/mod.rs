@@ -16,6 +16,7 @@ pub mod identity;
 pub mod input;
 pub mod machine;
 mod places;
+pub mod reclaim;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

@@ -229,6 +229,8 @@ pub struct Reference {
     /// True where the process opened the description itself and has not exec'd since: it had it
     /// before anybody could lock it.
     pub opener: Option<bool>,
+    /// True where the description was opened for writing.
+    pub writes: Option<bool>,
 }
 
 /// A place where a description lives on, in no fd table.

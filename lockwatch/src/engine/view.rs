@@ -407,6 +407,7 @@ mod tests {
                 description: Some(owner),
                 table: Some(owner),
                 opener: None,
+                writes: None,
             });
             snapshot.processes.insert(pid % 5, Process::default());
         }

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::escape::Escaped;
-use crate::engine::classify::State;
+use crate::engine::classify::{Reason, State};
 use crate::engine::container::{self, Container};
 use crate::engine::identity::{Pid, RecordedPid};
 use crate::engine::snapshot::{Place, PlaceKind};
@@ -100,9 +100,14 @@ pub fn path(view: &View, lock: &LockView) -> String {
 
 /// The state, with its reason where it has one: `orphaned/inherited`.
 pub fn state(lock: &LockView) -> String {
-    match lock.verdict.reason {
-        Some(reason) => format!("{}/{}", lock.verdict.state.name(), reason.name()),
-        None => lock.verdict.state.name().into(),
+    verdict(lock.verdict.state, lock.verdict.reason)
+}
+
+/// A state and its reason: `orphaned/inherited`.
+pub fn verdict(state: State, reason: Option<Reason>) -> String {
+    match reason {
+        Some(reason) => format!("{}/{}", state.name(), reason.name()),
+        None => state.name().into(),
     }
 }
 

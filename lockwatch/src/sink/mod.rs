@@ -12,6 +12,7 @@ pub mod http;
 pub mod json;
 pub mod labels;
 pub mod metrics;
+pub mod reclaim;
 pub mod table;
 pub mod tree;
 

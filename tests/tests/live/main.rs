@@ -21,6 +21,10 @@ mod mapped;
 mod names;
 mod namespaces;
 mod peers;
+mod reclaim;
+mod reclaim_hooks;
+mod reclaim_races;
+mod reclaim_ways;
 mod refused;
 mod registered;
 mod replay;
@@ -34,6 +38,7 @@ mod targets;
 mod tree;
 mod tree_shell;
 mod unseen;
+mod unseen_table;
 mod verbs;
 mod waits;
 
@@ -54,6 +59,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("exit_codes", exit_codes::TESTS),
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
+    ("reclaim", reclaim::TESTS),
+    ("reclaim_ways", reclaim_ways::TESTS),
+    ("reclaim_hooks", reclaim_hooks::TESTS),
+    ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
@@ -61,6 +70,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("unseen_table", unseen_table::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),

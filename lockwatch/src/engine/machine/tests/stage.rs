@@ -135,6 +135,7 @@ impl World {
             description: Some(Owner(owner)),
             table: Some(Owner(0xf000 + pid as u64)),
             opener: Some(false),
+            writes: None,
         });
     }
 
