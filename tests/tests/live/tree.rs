@@ -135,7 +135,9 @@ impl Garden {
 
     /// How many orphans there are on the machine. Others may have some, too.
     fn hot(&self) -> Result<u64> {
-        let status = self.value("status")?;
+        let status = patience::until("the first view is shown", || {
+            Ok(Some(self.value("status")?).filter(|status| status != "UNKNOWN\n"))
+        })?;
         match status.trim_end().strip_prefix("HOT ") {
             Some(count) => Ok(count.parse()?),
             None => {

@@ -22,7 +22,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
     once!(a_reader_is_killed_while_the_daemon_is_stopped).needs(AND_SHELL),
-    once!(a_slow_reader_of_events_is_told_what_it_lost).needs(NEEDS).within(MINUTE),
     once!(a_walk_of_a_thousand_locks_takes_a_second).needs(AND_SHELL).within(MINUTE),
     once!(many_readers_and_writers_see_nothing_but_the_contract).needs(NEEDS).within(MINUTE),
 ];
@@ -138,50 +137,6 @@ fn a_reader_is_killed_while_the_daemon_is_stopped(scene: &mut Scene) -> Result<(
     ensure!(ended?.code().is_none(), "it read something from a daemon that was stopped");
     ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
     ensure!(garden.value("status")?.ends_with('\n'), "it does not go on");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn a_slow_reader_of_events_is_told_what_it_lost(scene: &mut Scene) -> Result<()> {
-    use std::io::Read as _;
-    let path = scene.path("lock.conf");
-    fs::write(&path, "x")?;
-    let watch = format!("{QUICK}\n[[watch]]\nname = \"guarded\"\npath = \"{}\"", path.display());
-    let house = lockwatch_tests::harness::daemon::House::build(scene)?;
-    house.configure(&watch)?;
-    let daemon = house.start(scene, &["--verbose-events"])?;
-    let garden = Garden { house, daemon };
-    let mut events = fs::File::open(garden.path("events"))?;
-    let file = fs::File::open(&path)?;
-    let told = || fs::read_to_string(garden.daemon.log());
-    // The reader's share is 4096 events; in small helpings, so that the kernel's ring holds them.
-    while told()?.lines().count() < 4400 {
-        for _ in 0..100 {
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)?;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut length = 0;
-    let log = patience::until("the daemon has told it all", || {
-        std::thread::sleep(patience::stretched(Duration::from_millis(300)));
-        let log = told()?;
-        let before = std::mem::replace(&mut length, log.len());
-        Ok((log.len() == before).then_some(log))
-    })?;
-    let last = log.lines().last().context("no event")?;
-    let mut text = String::new();
-    let mut chunk = [0; 1 << 16];
-    while !text.ends_with(&format!("{last}\n")) {
-        let length = events.read(&mut chunk)?;
-        text.push_str(std::str::from_utf8(&chunk[..length])?);
-    }
-    let lines: Vec<&str> = text.lines().collect();
-    let skipped: serde_json::Value = serde_json::from_str(lines[0])?;
-    let skipped = skipped["skipped"].as_u64().context("the first line tells no loss")?;
-    // All but `started`, which came before.
-    same!("all", skipped as usize + lines.len() - 1, log.lines().count() - 1);
-    ensure!(log.lines().rev().zip(lines.iter().rev().take(4000)).all(|(a, b)| a == *b), "others");
     garden.daemon.stop()?;
     Ok(())
 }
