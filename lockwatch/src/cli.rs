@@ -2,6 +2,8 @@
 //!
 //! Refuses to do anything: what comes out is run elsewhere.
 
+mod reclaim;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -10,16 +12,22 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::act::warden::Ward;
+use crate::config::reference;
 use crate::daemon::follow::Request;
 use crate::daemon::{Daemon, Task, Watch};
 use crate::engine::classify::State;
 use crate::engine::event;
 use crate::events::Events;
 use crate::look::Choice;
+use crate::reclaim::Reclaim;
 use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
+
+/// The page of the manual that is about no verb.
+const CONFIGURATION: &str = "lockwatch.toml";
 
 /// Says who really holds each file lock of this machine, and which locks outlived their owner.
 #[derive(Parser)]
@@ -30,6 +38,7 @@ Examples:
   lockwatch scan -t aim_lock_config.conf    the locks on files of that name
   lockwatch check /srv/aim/config           free (0), HOT (1), held (3)?
   lockwatch explain /srv/aim/config         the whole story of its locks
+  lockwatch reclaim /srv/aim/config         what would release it, and what that costs
   lockwatch daemon                          watch every lock as it is taken and given up
   lockwatch events                          what the daemon sees, as it happens
   lockwatch doctor                          what works on this kernel, for this user
@@ -49,6 +58,11 @@ enum Verb {
     Check(FileArgs),
     /// Tell who holds a file, how it came to that, and what would release it
     Explain(ExplainArgs),
+    /// Release an orphaned lock, and harm nobody: a dry run unless told to execute
+    Reclaim(reclaim::ReclaimArgs),
+    /// What lockwatch runs a hook under
+    #[command(hide = true)]
+    HookWarden(reclaim::WardenArgs),
     /// Watch in real time: who takes each lock, how each owner ends, every race
     Daemon(DaemonArgs),
     /// Follow the running daemon's events
@@ -81,12 +95,13 @@ Exit codes: 0 the trace was understood, 2 it was not.")]
         /// The shell
         shell: Shell,
     },
-    /// Write the manual, or the page of one verb
+    /// Write the manual, or the page of one verb or of the configuration
     #[command(
-        after_help = "Examples:\n  lockwatch man | man -l -\n  lockwatch man scan | man -l -"
+        after_help = "Examples:\n  lockwatch man | man -l -\n  lockwatch man scan | man -l -\n  \
+                      lockwatch man lockwatch.toml | man -l -"
     )]
     Man {
-        /// The verb
+        /// The verb, or lockwatch.toml
         #[arg(conflicts_with = "folder")]
         verb: Option<String>,
         /// Write all pages into this folder
@@ -261,6 +276,10 @@ pub enum Command {
     Check(OsString, Choice),
     /// `explain`; the last is whether JSON is wanted.
     Explain(OsString, Choice, bool),
+    /// `reclaim`
+    Reclaim(Reclaim),
+    /// What a hook runs under
+    HookWarden(Ward),
     /// `daemon`
     Daemon(Daemon),
     /// `events`
@@ -283,6 +302,8 @@ pub fn parse() -> Command {
         Verb::Scan(scan) => Command::Scan(resolve(scan)),
         Verb::Check(args) => Command::Check(args.file, args.source.source),
         Verb::Explain(args) => Command::Explain(args.file.file, args.file.source.source, args.json),
+        Verb::Reclaim(args) => Command::Reclaim(args.into()),
+        Verb::HookWarden(args) => Command::HookWarden(args.into()),
         Verb::Daemon(args) => Command::Daemon(daemon(args)),
         Verb::Events(args) => Command::Events(Events {
             config: args.config,
@@ -346,6 +367,9 @@ pub fn completions(shell: Shell) -> anyhow::Result<()> {
 /// # Errors
 /// Where there is no such verb, or stdout cannot be written.
 pub fn man(verb: Option<&str>) -> anyhow::Result<()> {
+    if verb == Some(CONFIGURATION) {
+        return Ok(io::stdout().write_all(reference::man_page().as_bytes())?);
+    }
     let mut command = Cli::command();
     // Gives the verbs their full names.
     command.build();
@@ -368,6 +392,8 @@ pub fn man_pages(folder: &std::path::Path) -> anyhow::Result<()> {
     use anyhow::Context as _;
     let what = || format!("man: write pages into {}", folder.display());
     std::fs::create_dir_all(folder).with_context(what)?;
+    let configuration = folder.join(format!("{CONFIGURATION}.5"));
+    std::fs::write(configuration, reference::man_page()).with_context(what)?;
     clap_mangen::generate_to(Cli::command(), folder).with_context(what)
 }
 

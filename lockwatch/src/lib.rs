@@ -5,6 +5,7 @@
 //! [`engine::snapshot::Snapshot`], the engine concludes, a sink writes it down; a verb wires them
 //! together.
 
+pub mod act;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -17,8 +18,10 @@ pub mod failure;
 pub mod id_key;
 pub mod look;
 pub mod machine;
+pub mod reclaim;
 pub mod replay;
 pub mod scan;
+pub mod sight;
 pub mod sink;
 pub mod source;
 pub mod target;

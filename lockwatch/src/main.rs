@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use lockwatch::act::warden;
 use lockwatch::cli::{self, Command};
 use lockwatch::failure::{self, EXIT_CLEAR};
-use lockwatch::{check, daemon, doctor, events, explain, replay, scan};
+use lockwatch::{check, daemon, doctor, events, explain, reclaim, replay, scan};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -14,6 +15,8 @@ fn main() -> ExitCode {
         Command::Scan(scan) => scan::run(&scan),
         Command::Check(file, source) => check::run(&file, source),
         Command::Explain(file, source, json) => explain::run(&file, source, json),
+        Command::Reclaim(asked) => reclaim::run(&asked),
+        Command::HookWarden(ward) => warden::run(&ward).map(|()| EXIT_CLEAR),
         Command::Daemon(daemon) => daemon::run(&daemon),
         Command::Events(events) => events::run(&events),
         Command::Replay(trace) => replay::run(&trace),

@@ -66,3 +66,6 @@ fn tell(from: impl BufRead, mut out: impl Write, json: bool) -> anyhow::Result<u
     out.flush()?;
     Ok(EXIT_CLEAR)
 }
+
+#[cfg(test)]
+mod tests;

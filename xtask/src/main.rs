@@ -11,6 +11,8 @@ mod check;
 mod ci;
 mod cli;
 mod command;
+mod deploy;
+mod dist;
 mod interrupt;
 mod privilege;
 mod progress;
@@ -18,6 +20,7 @@ mod scan;
 mod setup;
 mod tally;
 mod test;
+mod unseen;
 mod vm;
 mod workspace;
 

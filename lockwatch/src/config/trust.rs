@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 /// Somebody but root could change what root would do.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,22 @@ pub enum TrustError {
         path: PathBuf,
         /// Whose it is.
         uid: u32,
+    },
+    /// It is nothing that can be executed.
+    #[error("{what}: {path}: not a program (chmod +x {path})", path = .path.display())]
+    NoProgram {
+        /// What it is for.
+        what: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// It was replaced while it was being looked at.
+    #[error("{what}: {path}: was replaced while it was being looked at", path = .path.display())]
+    Replaced {
+        /// What it is for.
+        what: String,
+        /// The file.
+        path: PathBuf,
     },
     /// Others may write the file or a folder on the way to it.
     #[error(
@@ -72,6 +91,31 @@ pub fn check(what: &str, path: &Path) -> Result<(), TrustError> {
         }
     }
     Ok(())
+}
+
+/// Opens a program that root alone can write. Whoever executes this very descriptor executes what
+/// was looked at, whatever becomes of the path.
+///
+/// # Errors
+/// As for [`check`], and where it is no program.
+pub fn open_program(what: &str, path: &Path) -> Result<OwnedFd, TrustError> {
+    let look =
+        |error: io::Error| TrustError::Look { what: what.to_owned(), path: path.to_owned(), error };
+    // Whatever else it may be, opening it must not wait.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = fs::File::from(
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| look(error.into()))?,
+    );
+    check(what, path)?;
+    let (own, now) = (opened.metadata().map_err(look)?, fs::metadata(path).map_err(look)?);
+    let (what, path) = (what.to_owned(), path.to_owned());
+    if (own.dev(), own.ino()) != (now.dev(), now.ino()) {
+        return Err(TrustError::Replaced { what, path });
+    }
+    if !own.is_file() || own.mode() & 0o111 == 0 {
+        return Err(TrustError::NoProgram { what, path });
+    }
+    Ok(opened.into())
 }
 
 #[cfg(test)]
@@ -119,6 +163,29 @@ mod tests {
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
         symlink(&file, open.join("link")).unwrap();
         assert!(matches!(check("it", &open.join("link")), Err(TrustError::Writable { .. })));
+    }
+
+    #[test]
+    fn a_program_is_a_file_that_can_be_executed() {
+        let Some(folder) = folder() else {
+            eprintln!("skipped: needs root");
+            return;
+        };
+        let program = folder.path().join("hook");
+        fs::write(&program, "").unwrap();
+        let mode = |mode| fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o644);
+        assert!(matches!(open_program("it", &program), Err(TrustError::NoProgram { .. })));
+        mode(0o755);
+        open_program("it", &program).unwrap();
+        mode(0o777);
+        assert!(matches!(open_program("it", &program), Err(TrustError::Writable { .. })));
+        assert!(matches!(
+            open_program("it", folder.path()),
+            Err(TrustError::NoProgram { .. } | TrustError::Writable { .. })
+        ));
+        let absent = folder.path().join("absent");
+        assert!(matches!(open_program("it", &absent), Err(TrustError::Look { .. })));
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod kernel;
 mod log_file;
 mod readiness;
 mod readings;
+mod scrapes;
+mod tree;
 mod watch;
 
 use std::path::PathBuf;
@@ -82,7 +84,7 @@ pub fn run(daemon: &Daemon) -> anyhow::Result<u8> {
                 .enable_all()
                 .build()
                 .context("daemon: starting the loop")?;
-            runtime.block_on(watch::watch(&config, watch))
+            runtime.block_on(watch::watch(&config, daemon.config.as_deref(), watch))
         }
     }
 }

@@ -89,11 +89,11 @@ impl From<&Remembered> for Party {
 /// One way in which an orphan is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
-    /// By whom.
-    pub by: Party,
+    /// By whom, where it is anybody.
+    pub by: Option<Party>,
     /// How.
     pub via: Via,
-    /// With which descriptor, where there is one.
+    /// With which descriptor of the file, or of the socket or ring that it is in.
     pub fd: Option<u32>,
 }
 

@@ -133,6 +133,7 @@ mod tests {
             description: Some(Owner(description)),
             table: Some(Owner(table)),
             opener: None,
+            writes: None,
         }
     }
 

@@ -167,11 +167,22 @@ pub struct Ended {
     pub taken_at: BootTime,
     /// When it ended.
     pub at: BootTime,
+    /// In whose context: its owner's, in its exit; that of another who had it and let it go; or a
+    /// worker's of the kernel that closed it for either.
+    pub ended_by: Remembered,
     /// The death of who had taken it.
     pub death: Death,
     /// Whether the file was written between the taking and the end; `None` where its time of
     /// modification cannot tell.
     pub written: Option<bool>,
+}
+
+impl Ended {
+    /// True where it ended because its owner died, and not because an heir let it go later.
+    pub fn is_by_death(&self) -> bool {
+        // What is closed too late for the dying task's own list of work, a worker closes.
+        self.ended_by.id == self.by.id || self.ended_by.comm.starts_with(b"kworker/")
+    }
 }
 
 /// A lock that was taken on a file to which attention is paid.

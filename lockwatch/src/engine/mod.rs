@@ -7,6 +7,7 @@
 pub mod births;
 mod bytes;
 pub mod classify;
+pub mod container;
 pub mod event;
 pub mod evidence;
 pub mod holders;
@@ -15,6 +16,7 @@ pub mod identity;
 pub mod input;
 pub mod machine;
 mod places;
+pub mod reclaim;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hashbrown::HashMap; // not iterated
 
 use super::births::{self, Order};
-use super::classify::{Confidence, Facts, Reason, State, Verdict};
+use super::classify::{Birth, Confidence, Facts, Reason, State, Verdict, birth};
 use super::evidence::Evidence;
 use super::identity::{Owner, Pid, StartTime};
 use super::snapshot::{Lock, Place, PlaceKind, PlaceOwner, Snapshot};
@@ -61,6 +61,10 @@ pub(super) fn verdict(
                     evidence.push(Evidence::HolderOpened { pid: owner.pid });
                     return certain(State::Shared, evidence);
                 }
+                Standing::Before => {
+                    evidence.push(Evidence::HolderBefore { pid: owner.pid });
+                    return certain(State::Shared, evidence);
+                }
                 Standing::Older(basis) => {
                     evidence.push(Evidence::HolderOlder { pid: owner.pid, basis });
                     return Verdict::new(State::Shared, Confidence::Likely, evidence);
@@ -101,6 +105,8 @@ pub(super) fn is_owner(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
 enum Standing {
     /// It opened the file itself.
     Opened,
+    /// It had the place before the lock was taken.
+    Before,
     /// It had the place before the acquirer was born.
     Older(births::Basis),
     /// Whether it had the description before the lock was taken cannot be told.
@@ -115,15 +121,21 @@ fn standing(
     place: &Place,
     owner: &PlaceOwner,
 ) -> Standing {
-    let order = || {
-        let process = facts.processes.get(&owner.pid);
-        let start = process.and_then(|process| process.start);
-        births::order(facts.births, acquirer, (owner.pid, start))
-    };
+    let process = facts.processes.get(&owner.pid);
+    let start = process.and_then(|process| process.start);
+    let order = || births::order(facts.births, acquirer, (owner.pid, start));
+    let watched = birth(facts, acquirer.0, start);
     match place.kind {
         // Nobody has what is in flight, not even whose socket it is.
         PlaceKind::Queue { .. } | PlaceKind::Kernel { .. } => Standing::Without,
         _ if owner.opener == Some(true) => Standing::Opened,
+        PlaceKind::Mapping { .. } | PlaceKind::Ring { .. } if watched == Some(Birth::After) => {
+            Standing::Without
+        }
+        PlaceKind::Mapping { .. } if watched == Some(Birth::Before) => Standing::Before,
+        PlaceKind::Mapping { .. } | PlaceKind::Ring { .. } if watched.is_some() => {
+            Standing::Doubtful
+        }
         PlaceKind::Mapping { .. } => match order() {
             // A mapping is come by through birth alone, so an older process had it before.
             Order::HolderFirst(basis) => Standing::Older(basis),

@@ -3,8 +3,9 @@
 //! Refuses to conclude anything: what follows from the facts is the engine's work. Whatever a
 //! source could not read is `None` here or an entry of [`Snapshot::limits`], never a default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use super::identity::{
 
 /// Everything that one reading found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Snapshot {
     /// Files that carry a lock or a queued request; others refer to them by index.
     pub files: Vec<File>,
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub deaths: Vec<Death>,
     /// True where a history of the machine's locks was read with the snapshot.
     pub history: bool,
+    /// Processes that were on their way out already a grace period before this reading.
+    pub stuck: BTreeSet<ProcessId>,
     /// How births can be ordered by pid.
     pub births: Births,
     /// What could not be read.
@@ -103,8 +106,8 @@ pub struct Lock {
 pub struct Taken {
     /// When. Of a range that the kernel merged: when the oldest of its bytes was taken.
     pub at: BootTime,
-    /// By whom.
-    pub by: Remembered,
+    /// By whom; shared by the locks of one process, of which there may be many.
+    pub by: Arc<Remembered>,
 }
 
 /// A process, as it was at one moment that history saw.
@@ -226,6 +229,8 @@ pub struct Reference {
     /// True where the process opened the description itself and has not exec'd since: it had it
     /// before anybody could lock it.
     pub opener: Option<bool>,
+    /// True where the description was opened for writing.
+    pub writes: Option<bool>,
 }
 
 /// A place where a description lives on, in no fd table.
@@ -250,6 +255,7 @@ pub enum PlaceKind {
         /// because nobody accepted it.
         socket: Option<u64>,
         /// The name that it is bound to; one of the abstract namespace begins with NUL.
+        #[serde(default, with = "bytes::optional")]
         name: Option<Box<[u8]>>,
         /// Sockets and rings around it that are not in an fd table either.
         depth: u32,
@@ -305,7 +311,7 @@ pub struct PlaceOwner {
 
 /// Where places were looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Search {
     /// Kinds of places that were searched.
     pub searched: Vec<Via>,
@@ -325,7 +331,7 @@ impl Search {
 
 /// A process, as it was when the snapshot was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Process {
     /// Start, with the pid its identity. `None` where it could not be read.
     pub start: Option<StartTime>,
@@ -348,6 +354,9 @@ pub struct Process {
     pub session: Option<Pid>,
     /// True where it has not exec'd since it was forked (`PF_FORKNOEXEC`).
     pub forked_no_exec: Option<bool>,
+    /// True of a thread of the kernel's own (`PF_KTHREAD`): it has no descriptors, and takes locks
+    /// for others.
+    pub kernel_thread: bool,
     /// True where it is on its way out but may still hold what it held (`PF_EXITING`).
     pub exiting: bool,
     /// True where nothing of it is left but its exit status (no live thread).
@@ -364,7 +373,7 @@ pub struct Process {
 ///
 /// The kernel gives them out in rising order and begins anew at `pid_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Births {
     /// Tasks created since boot (`processes` in `/proc/stat`).
     pub forks: Option<u64>,

@@ -17,6 +17,7 @@ pub mod language;
 mod locking;
 mod passing;
 mod player;
+mod stuck;
 
 use std::ffi::OsString;
 

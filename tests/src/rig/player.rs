@@ -16,6 +16,7 @@ use super::files;
 use super::language::{self, Birth, Command};
 use super::locking::{self, Later, Patience, Progress};
 use super::passing;
+use super::stuck;
 
 /// An actor.
 pub(super) struct Player {
@@ -101,6 +102,7 @@ impl Player {
                 self.descriptors.add(device.clone(), fd)?;
                 answer = format!("number={}", made.1);
             }
+            Command::Stick { folder } => stuck::serve(folder)?,
             Command::Unshare => {
                 // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
                 unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }

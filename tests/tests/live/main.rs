@@ -6,8 +6,11 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod daemon;
+mod dying;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -18,14 +21,24 @@ mod mapped;
 mod names;
 mod namespaces;
 mod peers;
+mod reclaim;
+mod reclaim_hooks;
+mod reclaim_races;
+mod reclaim_ways;
 mod refused;
 mod registered;
+mod replay;
 mod rig;
+mod scrapes;
 mod service;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
+mod tree;
+mod tree_shell;
 mod unseen;
+mod unseen_table;
 mod verbs;
 mod waits;
 
@@ -46,6 +59,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("exit_codes", exit_codes::TESTS),
     ("verbs", verbs::TESTS),
     ("sources", sources::TESTS),
+    ("reclaim", reclaim::TESTS),
+    ("reclaim_ways", reclaim_ways::TESTS),
+    ("reclaim_hooks", reclaim_hooks::TESTS),
+    ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
     ("unseen", unseen::TESTS),
@@ -53,11 +70,20 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("unseen_table", unseen_table::TESTS),
+    ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
+    ("tree", tree::TESTS),
+    ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -45,7 +45,7 @@ const AT_ONCE: usize = 2;
 const PATIENCE: [&str; 2] = ["--patience", "5"];
 
 /// How long one VM may take where nothing else is said.
-const VM_SECONDS: u64 = 600;
+const VM_SECONDS: u64 = 1500;
 
 /// How often a kernel is booted that ends or hangs before a test could have anything to do with
 /// it.

@@ -26,7 +26,7 @@ pub(super) enum Tenant {
 
 /// A survivor's birth seen from the taking of the lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Birth {
+pub(in crate::engine) enum Birth {
     Before,
     After,
     Unknown,
@@ -57,9 +57,11 @@ impl<'a> Past<'a> {
     }
 
     fn birth(&self, survivor: &Survivor<'_>) -> Birth {
-        let Some(start) = survivor.process.and_then(|process| process.start) else {
-            return Birth::Unknown;
-        };
+        self.birth_of(survivor.process.and_then(|process| process.start))
+    }
+
+    fn birth_of(&self, start: Option<StartTime>) -> Birth {
+        let Some(start) = start else { return Birth::Unknown };
         let BootTime(taken) = self.taken.at;
         // A start in whole clock ticks may be up to a tick later than it says.
         let latest = if start.is_whole_ticks() {
@@ -75,6 +77,16 @@ impl<'a> Past<'a> {
             Birth::Unknown
         }
     }
+}
+
+/// When a process with that start was born, seen from the taking of the lock by the process with
+/// the recorded pid. `None` where nobody watched.
+pub(in crate::engine) fn birth(
+    facts: &Facts<'_>,
+    acquirer: Pid,
+    start: Option<StartTime>,
+) -> Option<Birth> {
+    Past::of(facts, acquirer).map(|past| past.birth_of(start))
 }
 
 /// procfs tells clock ticks, the kernel's own tables nanoseconds.

@@ -36,6 +36,11 @@ type Wait = (ProcessId, LockId, Option<BootTime>);
 type Link = (Pid, u32);
 
 impl Deadlocks {
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.seen.values().map(|seen| seen.waits.len()).sum()
+    }
+
     /// A new view, of a reading that was begun at `begun`.
     pub(super) fn read(
         &mut self,
@@ -153,8 +158,10 @@ impl Graph<'_> {
     fn blocked_by(&self, pid: Pid, stuck: &BTreeSet<Pid>) -> Option<(u32, Pid)> {
         self.blockers.get(&pid)?.iter().find_map(|&place| {
             let lock = self.view.locks.get(place as usize)?;
-            let holders: BTreeSet<Pid> =
-                self.view.holders(lock).map(|reference| reference.pid).collect();
+            // A place that is nobody's is somebody else's next.
+            let holders: Option<BTreeSet<Pid>> =
+                self.view.holdings(lock).map(|holding| holding.pid).collect();
+            let holders = holders?;
             let next = *holders.iter().find(|holder| **holder != pid && stuck.contains(holder))?;
             let waits = |holder: &Pid| {
                 stuck.contains(holder)

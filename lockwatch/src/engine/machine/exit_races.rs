@@ -8,15 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::reorder;
 use super::schedule::Schedule;
 use super::telling::{News, Scene};
-use crate::engine::classify::Reason;
+use crate::engine::classify::{Reason, State};
 use crate::engine::event::{Kind, Party};
 use crate::engine::id::LockId;
-use crate::engine::identity::{BootTime, ProcessId};
+use crate::engine::identity::{BootTime, ProcessId, StartTime};
 use crate::engine::input::{Attempt, Ended};
 use crate::engine::snapshot::Death;
 
 /// Attempts, and ends of locks, that are remembered at once.
 const MOST: usize = 1 << 12;
+
+/// Before every other process.
+const FIRST: ProcessId = ProcessId { pid: i32::MIN, start: StartTime(0) };
 
 /// Attempts that wait for what becomes of the lock. Bounded by the grace and [`MOST`].
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,8 @@ pub(super) struct ExitRaces {
     /// The kernel may tell of an attempt after the end of the lock that it met. With each end those
     /// whose attempt was told.
     ended: BTreeMap<LockId, (Ended, BTreeSet<ProcessId>)>,
+    /// The same by age.
+    ends: BTreeSet<(BootTime, LockId)>,
     forgotten: u64,
 }
 
@@ -62,24 +67,31 @@ impl ExitRaces {
         let key = ended.lock.id.key();
         let mut news = Vec::new();
         let mut told = BTreeSet::new();
-        self.pending.retain(|(id, by), (attempt, death)| {
-            if *id != key {
-                return true;
+        let of_lock: Vec<(LockId, ProcessId)> = self
+            .pending
+            .range((key, FIRST)..)
+            .map(|(at, _)| *at)
+            .take_while(|(id, _)| *id == key)
+            .collect();
+        for at in of_lock {
+            if let Some((attempt, death)) = self.pending.remove(&at)
+                && is_end_of(ended, &death, &attempt)
+            {
+                told.insert(at.1);
+                news.push(tell(&attempt, death, Some(ended), scene));
             }
-            if is_end_of(ended, death, attempt) {
-                told.insert(*by);
-                news.push(tell(attempt, *death, Some(ended), scene));
-            }
-            false
-        });
-        self.ended.insert(key, (ended.clone(), told));
-        if self.ended.len() > MOST {
-            self.ended.pop_first();
+        }
+        if let Some((before, _)) = self.ended.insert(key, (ended.clone(), told)) {
+            self.ends.remove(&(before.at, key));
+        }
+        self.ends.insert((ended.at, key));
+        if self.ends.len() > MOST {
+            self.forget_an_end();
         }
         news
     }
 
-    /// A reading that was begun at `begun` shows what became of locks whose end was not told.
+    /// A reading that was begun at `begun` shows which owners are stuck in their exit.
     pub(super) fn read(&mut self, begun: BootTime, grace: u64, scene: Scene<'_>) -> Vec<News> {
         let view = scene.view;
         let mut news = Vec::new();
@@ -87,21 +99,33 @@ impl ExitRaces {
             if begun < death.at.after(grace) {
                 return true;
             }
-            let raced = match view.find(*id) {
-                None => view.has_every_lock(),
-                Some(lock) => lock.verdict.reason == Some(Reason::Exiting),
-            };
-            if raced {
+            // One that is gone without a record may have been an heir's.
+            let Some(lock) = view.find(*id) else { return false };
+            if lock.verdict.reason == Some(Reason::Exiting) {
                 news.push(tell(attempt, *death, None, scene));
             }
-            false
+            lock.verdict.state == State::Unknown
         });
         news
     }
 
     /// Forgets what is too old.
     pub(super) fn expire(&mut self, now: BootTime) {
-        self.ended.retain(|_, (ended, _)| ended.at.after(2 * reorder::WINDOW) > now);
+        while self.ends.first().is_some_and(|(at, _)| at.after(2 * reorder::WINDOW) <= now) {
+            self.forget_an_end();
+        }
+    }
+
+    fn forget_an_end(&mut self) {
+        if let Some((_, id)) = self.ends.pop_first() {
+            self.ended.remove(&id);
+        }
+    }
+
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        let told = self.ended.values().map(|(_, told)| told.len());
+        self.pending.len() + self.ended.len() + told.sum::<usize>()
     }
 
     /// How many attempts had to be forgotten since the last call.
@@ -113,7 +137,9 @@ impl ExitRaces {
 /// True where the lock that an attempt met ended by the death that it met.
 fn is_end_of(ended: &Ended, death: &Death, attempt: &Attempt) -> bool {
     // Either of the two may be told a little after it happened.
-    ended.death.process == death.process && attempt.at <= ended.at.after(reorder::WINDOW)
+    ended.death.process == death.process
+        && ended.is_by_death()
+        && attempt.at <= ended.at.after(reorder::WINDOW)
 }
 
 fn tell(attempt: &Attempt, death: Death, ended: Option<&Ended>, scene: Scene<'_>) -> News {

@@ -56,7 +56,7 @@ impl Scene<'_> {
         Told {
             path: self.path(name.file),
             watch: self.watch(name.file),
-            acquirer: taken.map(|taken| Party::from(&taken.by)).or(recorded),
+            acquirer: taken.map(|taken| Party::from(&*taken.by)).or(recorded),
             death: death(self.view, lock).copied(),
             taken_at: taken.map(|taken| taken.at),
             lock: name,
@@ -124,18 +124,14 @@ pub(super) fn death<'a>(view: &'a View, lock: &LockView) -> Option<&'a Death> {
 
 /// The first holders of a lock, and how many more there are.
 pub(super) fn holders(view: &View, lock: &LockView) -> (Vec<Holding>, usize) {
-    let all = view.holders(lock);
-    let more = all.len().saturating_sub(HOLDERS);
-    let holding = |reference: &crate::engine::snapshot::Reference| Holding {
-        by: Party::of(reference.pid, view.process(reference.pid)),
-        via: if view.lock(lock).kind.belongs_to_fd_table() {
-            crate::engine::snapshot::Via::Files
-        } else {
-            reference.via
-        },
-        fd: reference.fd,
+    let all = || view.holdings(lock);
+    let more = all().count().saturating_sub(HOLDERS);
+    let holding = |held: crate::engine::view::Holding<'_>| Holding {
+        by: held.pid.map(|pid| Party::of(pid, view.process(pid))),
+        via: held.via,
+        fd: held.fd,
     };
-    (all.take(HOLDERS).map(holding).collect(), more)
+    (all().take(HOLDERS).map(holding).collect(), more)
 }
 
 /// Who asks.

@@ -160,9 +160,9 @@ struct File<'a> {
     ino: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Process<'a> {
-    pid: Pid,
+    pid: Option<Pid>,
     ns_pid: Option<Pid>,
     comm: Option<Lossy<'a>>,
     exe: Option<Lossy<'a>>,
@@ -229,7 +229,7 @@ impl<'a> Lock<'a> {
 impl<'a> Process<'a> {
     fn of(clock: Clock, party: &'a Party) -> Self {
         Self {
-            pid: party.pid,
+            pid: Some(party.pid),
             ns_pid: party.ns_pid,
             comm: party.comm.as_deref().map(Lossy),
             exe: party.exe.as_deref().map(Lossy),
@@ -247,7 +247,8 @@ impl Exit {
 
 impl<'a> Holder<'a> {
     fn of(clock: Clock, holding: &'a Holding) -> Self {
-        Self { process: Process::of(clock, &holding.by), via: holding.via.name(), fd: holding.fd }
+        let by = holding.by.as_ref().map(|party| Process::of(clock, party));
+        Self { process: by.unwrap_or_default(), via: holding.via.name(), fd: holding.fd }
     }
 }
 

@@ -37,7 +37,10 @@ impl fmt::Display for Sentence<'_> {
                 match holders.as_slice() {
                     [] => f.write_str("; nothing was found that refers to it"),
                     [first, rest @ ..] => {
-                        write!(f, "; kept by {}", Name(&first.by))?;
+                        match &first.by {
+                            Some(by) => write!(f, "; kept by {}", Name(by))?,
+                            None => write!(f, "; kept by nobody's {}", first.via.name())?,
+                        }
                         match rest.len() + more {
                             0 => Ok(()),
                             more => write!(f, " and {more} more"),

@@ -204,7 +204,7 @@ fn documentation() -> String {
          A record of the moment waits 5 ms for such as come late, so races are told that much after\n\
          they happened; the moments of what happened are in the event.\n\n\
          This file is written by a test from the engine's own stories:\n\
-         `LOCKWATCH_WRITE_DOCS=1 cargo test -p lockwatch events` renews it.\n",
+         `LOCKWATCH_RENEW=1 cargo test -p lockwatch events` renews it.\n",
     );
     for (kind, meaning) in KINDS {
         let event = &examples[kind];
@@ -222,7 +222,7 @@ fn documentation() -> String {
 fn the_documentation_of_events_is_true() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/events.md");
     let text = documentation();
-    if std::env::var_os("LOCKWATCH_WRITE_DOCS").is_some() {
+    if std::env::var_os("LOCKWATCH_RENEW").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &text).unwrap();
     }
@@ -231,6 +231,6 @@ fn the_documentation_of_events_is_true() {
     assert!(
         written == text,
         "docs/events.md is out of date ({differs:?}); \
-         LOCKWATCH_WRITE_DOCS=1 cargo test -p lockwatch events"
+         LOCKWATCH_RENEW=1 cargo test -p lockwatch events"
     );
 }

@@ -26,6 +26,8 @@ const LIST_POSIX: u32 = 1;
 /// `F_RDLCK` and `F_WRLCK` of `include/uapi/asm-generic/fcntl.h`.
 const F_RDLCK: u32 = 0;
 const F_WRLCK: u32 = 1;
+/// `FMODE_WRITE` of `include/linux/fs.h`.
+const FMODE_WRITE: u32 = 2;
 const DELETED: &[u8] = b" (deleted)";
 
 /// A file whose path was given up by it and may name another by now.
@@ -205,6 +207,7 @@ impl Assembler {
             description: Some(Owner(record.file)),
             table: (record.files != 0).then_some(Owner(record.files)),
             opener: Some(record.opener != 0),
+            writes: Some(record.mode & FMODE_WRITE != 0),
         });
     }
 

@@ -95,6 +95,7 @@ impl Sightings {
                     description: Some(description),
                     table: (hold.files != 0).then_some(Owner(hold.files)),
                     opener: Some(hold.cred == hold.file_cred),
+                    writes: None,
                 });
             }
             MAPS_WANTED => self.mappings.push(*hold),

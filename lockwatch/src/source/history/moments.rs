@@ -128,6 +128,7 @@ fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
             by: told.names.remembered(&record.entry.by),
             taken_at: BootTime(record.entry.taken_at),
             at,
+            ended_by: told.names.remembered(&record.by),
             death: ending(&record.entry, &record.ending)?,
             written: written(record, told.boot_unix),
         }),

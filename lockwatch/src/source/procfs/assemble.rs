@@ -115,6 +115,7 @@ pub(super) fn assemble(grouped: &Grouped, table: &Table, released: &HashSet<Body
                 description: held.description,
                 table: Some(held.files),
                 opener: None,
+                writes: held.flags.map(|flags| flags & O_ACCMODE != O_RDONLY),
             });
         }
     }

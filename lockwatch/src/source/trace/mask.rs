@@ -66,6 +66,7 @@ impl Mask {
             limits,
             stable_owners,
             nested,
+            stuck,
         } = snapshot;
         Snapshot {
             files,
@@ -81,6 +82,7 @@ impl Mask {
             limits,
             stable_owners,
             nested,
+            stuck,
         }
     }
 
@@ -119,7 +121,7 @@ impl Mask {
     }
 
     fn reference(&self, reference: Reference) -> Reference {
-        let Reference { pid, tid, via, fd, file, description, table, opener } = reference;
+        let Reference { pid, tid, via, fd, file, description, table, opener, writes } = reference;
         Reference {
             pid,
             tid,
@@ -129,6 +131,7 @@ impl Mask {
             description: description.map(|owner| self.owner(owner)),
             table: table.map(|owner| self.owner(owner)),
             opener,
+            writes,
         }
     }
 }

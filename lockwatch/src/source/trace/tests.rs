@@ -259,6 +259,7 @@ fn input() -> impl Strategy<Value = Input> {
         (lock_name(), remembered(), time(), time(), death(), any::<Option<bool>>()).prop_map(
             |(lock, by, taken_at, at, death, written)| Input::Ended(Ended {
                 lock,
+                ended_by: by.clone(),
                 by,
                 taken_at,
                 at,

@@ -1,12 +1,14 @@
 //! Records come in any order within their window, and all is told as if they had come in theirs.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::stage::{End, MS, Stage, ms};
 use super::stories;
-use crate::engine::event::Event;
+use crate::engine::event::{Event, Kind, Party};
 use crate::engine::identity::{BootTime, Owner, ProcessId};
-use crate::engine::input::{Input, Outcome, PidReused};
+use crate::engine::input::{Ended, Input, Outcome, PidReused};
 use crate::engine::machine::REORDER_WINDOW;
 use crate::engine::snapshot::Death;
 
@@ -73,7 +75,19 @@ fn write(acts: &[Act]) -> Script {
                 record(&stage, Input::Acquired(acquired));
                 owner[file] = Some(pid);
             }
-            Act::Unlock(file) if !dying.iter().any(|(of, _)| *of == file) => {
+            Act::Unlock(file) if dying.iter().any(|(of, _)| *of == file) => {
+                // An heir lets it go, if there is one.
+                let of = description(file).unwrap();
+                let references = &stage.world.facts.references;
+                let heir = references.iter().find(|held| held.description == Some(Owner(of)));
+                let Some(heir) = heir.map(|held| stage.world.who(held.pid)) else { continue };
+                let at = dying.iter().position(|(of, _)| *of == file).unwrap();
+                let (_, death) = dying.remove(at);
+                owner[file] = None;
+                let ended = Ended { ended_by: heir, ..stage.ended(of, death, None) };
+                record(&stage, Input::Ended(ended));
+            }
+            Act::Unlock(file) => {
                 let Some(pid) = owner[file].take() else { continue };
                 let Some(of) = description(file) else { continue };
                 let released = stage.released(pid, of);
@@ -85,9 +99,11 @@ fn write(acts: &[Act]) -> Script {
                 let death = stage.world.die(pid, stage.now, end);
                 dead[who] = true;
                 record(&stage, Input::Died(death));
-                dying.extend(
-                    (0..3).filter(|&file| owner[file] == Some(pid)).map(|file| (file, death)),
-                );
+                let left: Vec<usize> = (0..3)
+                    .filter(|&file| owner[file] == Some(pid))
+                    .filter(|file| !dying.iter().any(|(of, _)| of == file))
+                    .collect();
+                dying.extend(left.into_iter().map(|file| (file, death)));
             }
             Act::End if !dying.is_empty() => {
                 let (file, death) = dying.remove(0);
@@ -102,9 +118,12 @@ fn write(acts: &[Act]) -> Script {
                 record(&stage, Input::Ended(ended));
             }
             Act::Try(who, file) => {
-                let (Some(of), Some(pid)) = (description(file), owner[file]) else { continue };
-                let exiting =
-                    stage.world.facts.deaths.iter().find(|death| death.process.pid == pid);
+                let Some(of) = description(file) else { continue };
+                let facts = &stage.world.facts;
+                let mut locks = facts.locks.iter();
+                let lock = locks.find(|lock| lock.owner == Some(Owner(of))).unwrap();
+                let owner = lock.taken.as_ref().unwrap().by.id;
+                let exiting = facts.deaths.iter().find(|death| death.process == owner);
                 let outcome = if step % 2 == 0 { Outcome::Refused } else { Outcome::Blocked };
                 let attempt = stage.attempt(50 + who as i32, of, outcome, exiting.copied());
                 record(&stage, Input::Attempt(attempt));
@@ -168,7 +187,66 @@ fn facts(events: &[Event]) -> Vec<String> {
     told
 }
 
+/// The races that the records of a script tell of, found by looking at all of them at once.
+fn races(records: &[(BootTime, Input)]) -> BTreeSet<String> {
+    let mut races = BTreeSet::new();
+    for (place, (_, record)) in records.iter().enumerate() {
+        let later = || records[place..].iter().map(|(_, record)| record);
+        match record {
+            Input::Ended(ended) if ended.is_by_death() && !ended.death.is_clean() => {
+                let next = later().find_map(|record| match record {
+                    Input::Acquired(next) if next.lock.file == ended.lock.file => Some(next),
+                    _ => None,
+                });
+                races.extend(next.map(|next| {
+                    format!("crash_handoff {} {:?} {:?}", ended.lock.id, next.by.id, next.at)
+                }));
+            }
+            Input::Attempt(attempt) => {
+                let ends = later().any(|record| match record {
+                    Input::Ended(ended) => ended.is_by_death() && ended.lock.id == attempt.met.id,
+                    _ => false,
+                });
+                let another = attempt.exiting.is_some_and(|of| of.process != attempt.by.id);
+                if ends && another {
+                    races.insert(format!("exit_race {} {:?}", attempt.met.id, attempt.by.id));
+                }
+                if attempt.outcome == Outcome::Refused && attempt.met.file.ino == 100 {
+                    races.insert(format!("refused {} {:?}", attempt.met.id, attempt.at));
+                }
+            }
+            _ => {}
+        }
+    }
+    races
+}
+
+/// The same of events.
+fn told_races(events: &[Event]) -> BTreeSet<String> {
+    let party = |party: &Party| ProcessId { pid: party.pid, start: party.start.unwrap() };
+    let race = |event: &Event| {
+        let id = || event.lock.as_ref().unwrap().lock.id;
+        Some(match &event.kind {
+            Kind::CrashHandoff { to, acquired_at, .. } => {
+                format!("crash_handoff {} {:?} {acquired_at:?}", id(), party(to))
+            }
+            Kind::ExitRace { by, .. } => format!("exit_race {} {:?}", id(), party(by)),
+            Kind::Refused { at, .. } => format!("refused {} {at:?}", id()),
+            _ => return None,
+        })
+    };
+    events.iter().filter_map(race).collect()
+}
+
 proptest! {
+    #[test]
+    fn every_race_is_told_and_nothing_that_is_none(acts in acts()) {
+        let script = write(&acts);
+        let expected = races(&script.records);
+        let (events, _) = play(script, &[0]);
+        prop_assert_eq!(told_races(&events), expected);
+    }
+
     #[test]
     fn any_order_within_the_window_gives_the_same_view_and_the_same_events(
         acts in acts(),

@@ -34,7 +34,7 @@ fn an_orphan_is_announced_once_a_grace_after_its_owners_death_and_ends_once() {
     let Kind::Orphaned { verdict, holders, more } = &event.kind else { unreachable!() };
     assert_eq!(verdict.reason, Some(Reason::Inherited));
     assert_eq!(verdict.confidence, Confidence::Certain);
-    assert_eq!((holders[0].by.pid, *more), (8130, 0));
+    assert_eq!((holders[0].by.as_ref().unwrap().pid, *more), (8130, 0));
     let told = event.lock.as_ref().unwrap();
     assert_eq!(told.acquirer.as_ref().unwrap().pid, 8123);
     assert_eq!(told.death.unwrap().signal, Some(9));

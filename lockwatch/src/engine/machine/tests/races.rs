@@ -4,7 +4,8 @@ use super::stage::{End, MS, Stage, file, ms};
 use super::stories;
 use crate::engine::event::Kind;
 use crate::engine::identity::{Access, ProcessId, StartTime};
-use crate::engine::input::{Input, Outcome, PidReused, Settings};
+use crate::engine::input::{Ended, Input, Outcome, PidReused, Settings};
+use crate::engine::snapshot::Process;
 
 #[test]
 fn a_crash_hand_off_tells_death_release_acquisition_and_whether_the_file_was_written() {
@@ -87,24 +88,6 @@ fn a_lock_that_outlived_its_owner_is_not_handed_off_by_the_crash() {
 }
 
 #[test]
-fn attention_is_paid_to_a_crashed_owners_file_for_the_window() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.until(12_000);
-    let death = stage.dies(8123, End::Signal(9));
-    let ended = stage.ended(1, death, None);
-    stage.input(Input::Ended(ended));
-    assert_eq!(stage.attended, [file(131)], "at once, before the record is in order");
-    stage.until(17_000);
-    assert_eq!(stage.attended, [file(131)]);
-    stage.until(17_100);
-    assert_eq!(stage.attended, []);
-}
-
-#[test]
 fn an_attempt_on_a_lock_whose_owner_is_exiting_is_an_exit_race_once_the_lock_ends() {
     let mut stage = stories::exit_race();
     assert_eq!(stage.kinds(), ["started", "exit_race"]);
@@ -116,7 +99,7 @@ fn an_attempt_on_a_lock_whose_owner_is_exiting_is_an_exit_race_once_the_lock_end
 }
 
 #[test]
-fn an_exit_race_whose_end_was_not_told_is_told_by_the_reading_after_the_grace() {
+fn an_exit_race_is_told_once_for_each_process_that_tried() {
     let mut stage = Stage::new();
     stage.world.file(131, stories::PATH);
     stage.world.born(8123, "locksmith", ms(5_000));
@@ -128,12 +111,78 @@ fn an_exit_race_whose_end_was_not_told_is_told_by_the_reading_after_the_grace() 
     let attempt = stage.attempt(8200, 1, Outcome::Blocked, Some(death));
     for _ in 0..3 {
         stage.input(Input::Attempt(attempt.clone()));
+        stage.until(stage.now.0 / MS + 1);
     }
-    stage.world.unlock(1);
-    stage.until(11_249);
+    assert_eq!(stage.kinds(), ["started"], "not before the lock has ended");
+    let ended = stage.ended(1, death, None);
+    stage.input(Input::Ended(ended));
+    stage.input(Input::Attempt(attempt));
+    stage.until(12_000);
+    assert_eq!(stage.kinds(), ["exit_race"]);
+}
+
+#[test]
+fn an_attempt_on_a_lock_whose_owner_is_stuck_in_its_exit_is_an_exit_race() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(11_000);
+    let process = stage.world.facts.processes[&8123].clone();
+    let death = stage.dies(8123, End::Signal(9));
+    let exiting = Process { exiting: true, ..process };
+    stage.world.facts.processes.insert(8123, exiting);
+    let attempt = stage.attempt(8200, 1, Outcome::Blocked, Some(death));
+    stage.input(Input::Attempt(attempt));
+    stage.until(11_499);
     assert_eq!(stage.kinds(), ["started"]);
-    stage.until(11_250);
-    assert_eq!(stage.kinds(), ["exit_race"], "once for each process that tried");
+    stage.until(11_500);
+    assert_eq!(stage.kinds(), ["orphaned", "exit_race"], "seen twice, a grace apart");
+}
+
+#[test]
+fn what_an_heir_lets_go_is_neither_a_hand_off_nor_an_exit_race() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.fork(8123, 8130, "sleep", ms(7_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(12_000);
+    let death = stage.dies(8123, End::Signal(9));
+    let attempt = stage.attempt(8200, 1, Outcome::Blocked, Some(death));
+    stage.input(Input::Attempt(attempt));
+    stage.until(12_020);
+    let heir = stage.world.who(8130);
+    let ended = Ended { ended_by: heir, ..stage.ended(1, death, None) };
+    stage.input(Input::Ended(ended));
+    let acquired = stage.acquired(8200, 131, 2);
+    stage.input(Input::Acquired(acquired));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), ["started"]);
+}
+
+#[test]
+fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.world.born(33, "kworker/1:2", ms(1));
+    stage.until(12_000);
+    let death = stage.dies(8123, End::Signal(9));
+    let worker = stage.world.who(33);
+    let ended = Ended { ended_by: worker, ..stage.ended(1, death, None) };
+    stage.input(Input::Ended(ended));
+    let acquired = stage.acquired(8200, 131, 2);
+    stage.input(Input::Acquired(acquired));
+    stage.until(13_000);
+    assert_eq!(stage.kinds(), ["started", "crash_handoff"]);
 }
 
 #[test]
@@ -182,6 +231,33 @@ fn a_recycled_pid_is_found_by_a_reading_where_its_record_was_lost() {
     assert_eq!(stage.kinds(), ["started", "pid_recycled"]);
     let Kind::PidRecycled { to } = stage.last_kind("pid_recycled") else { unreachable!() };
     assert_eq!(to.comm.as_deref(), Some(&b"bystander"[..]));
+}
+
+#[test]
+fn of_a_lock_from_before_the_history_only_one_that_was_there_before_the_reuse_counts() {
+    for was_there in [true, false] {
+        let mut stage = Stage::new();
+        let world = &mut stage.world;
+        world.file(131, stories::PATH);
+        world.born(8123, "daemon", ms(5_000));
+        world.open(8123, 131, 1);
+        world.lock(8123, 131, 1, Access::Write, ms(6_000));
+        world.facts.locks[0].taken = None;
+        world.fork(8123, 8130, "daemon", ms(7_000));
+        world.die(8123, ms(9_000), End::Exit(0));
+        let locks = world.facts.locks.clone();
+        if !was_there {
+            world.facts.locks.clear();
+        }
+        stage.until(12_100);
+        stage.world.facts.locks = locks;
+        stage.world.born(8123, "bystander", stage.now);
+        let process = stage.world.who(8123).id;
+        stage.input(Input::PidReused(PidReused { process, at: stage.now }));
+        stage.until(15_000);
+        let expected: &[_] = if was_there { &["started", "pid_recycled"] } else { &["started"] };
+        assert_eq!(stage.kinds(), expected);
+    }
 }
 
 #[test]

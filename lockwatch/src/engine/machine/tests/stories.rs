@@ -169,7 +169,6 @@ pub(crate) fn verbose() -> Stage {
 }
 
 /// Every story.
-#[expect(dead_code, reason = "the traces of replay are made of these")]
 pub(crate) fn all() -> Vec<(&'static str, Stage)> {
     vec![
         ("orphan", orphan()),

@@ -1,0 +1,154 @@
+//! The release of one lock: fetch, look again, prove, unlock, look again.
+//!
+//! Refuses to unlock anything between whose proof and unlocking something else is done.
+
+use std::time::Instant;
+
+use super::description::Description;
+use super::process::Handle;
+use super::sight::{Sight, Sighting};
+use super::{ActError, queue, signal};
+use crate::engine::reclaim::recheck::find;
+use crate::engine::reclaim::{End, Holder, Method, Outcome, Plan, Race, Step, recheck, verify};
+
+/// What is done for one lock, as it is done.
+pub(super) struct Record {
+    begun: Instant,
+    steps: Vec<Step>,
+}
+
+impl Record {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), steps: Vec::new() }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn step(&mut self, name: &'static str, what: impl Into<String>) {
+        let at = self.now();
+        self.steps.push(Step { name, at, what: what.into() });
+    }
+}
+
+/// Why it did not come to a verified end.
+pub(super) enum Stop {
+    Before(ActError),
+    Looking(anyhow::Error),
+}
+
+impl From<ActError> for Stop {
+    fn from(error: ActError) -> Self {
+        Self::Before(error)
+    }
+}
+
+/// Carries out one plan.
+pub fn release(plan: &Plan, sight: &mut dyn Sight) -> Outcome {
+    let mut record = Record::begin();
+    let end = match act(plan, sight, &mut record) {
+        Ok(before) => match sight.look() {
+            Ok(after) => verify(plan, &before.view, &after.view),
+            Err(error) => End::Unverified { why: format!("{error:#}") },
+        },
+        Err(Stop::Before(ActError::Race(race))) => End::Race(race),
+        Err(Stop::Before(error)) => End::Failed { why: error.to_string() },
+        Err(Stop::Looking(error)) => End::Failed { why: format!("{error:#}") },
+    };
+    record.step("verified", end.name());
+    let took = end.is_released().then(|| record.now());
+    Outcome { lock: plan.lock.id, end, steps: record.steps, took }
+}
+
+/// Everything up to the unlocking, and that. Returns what was seen right before.
+fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighting, Stop> {
+    match plan.method {
+        Method::Fd => through_descriptor(plan, sight, record),
+        Method::Queue => out_of_queue(plan, sight, record),
+        Method::Signal => signal::end_holders(plan, sight, record),
+        Method::Inject => {
+            Err(ActError::Impossible(format!("{} is not known here", plan.method.name())).into())
+        }
+    }
+}
+
+fn through_descriptor(
+    plan: &Plan,
+    sight: &mut dyn Sight,
+    record: &mut Record,
+) -> Result<Sighting, Stop> {
+    let (handle, fd) = reach(&plan.through, record)?;
+    let description = Description::new(handle.fetch(fd)?);
+    record.step("fetched", format!("descriptor {fd} of pid {}", plan.through.reader_pid));
+    let seen = checked(plan, sight, Some(&description))?;
+    record.step("rechecked", "lock, owner, file, holder and description are those of the plan");
+    description.is_that_of(plan.through.tid, fd)?;
+    still_runs(&handle, &plan.through)?;
+    record.step("proven", "kcmp: the fetched description is the holder's");
+    description.unlock(&plan.lock)?;
+    record.step("unlocked", plan.lock.kind.name());
+    Ok(seen)
+}
+
+fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighting, Stop> {
+    let (handle, fd) = reach(&plan.through, record)?;
+    let socket = handle.fetch(fd)?;
+    record.step("fetched", format!("socket {fd} of pid {}", plan.through.reader_pid));
+    let cloned: Vec<Description> =
+        queue::peek(&socket)?.into_iter().map(Description::new).collect();
+    record.step("cloned", format!("{} descriptors out of its queue", cloned.len()));
+    let seen = sight.look().map_err(Stop::Looking)?;
+    let of = |description: &Description| seen.own(description.number());
+    let owner = find(plan, &seen.view).and_then(|lock| seen.view.lock(lock).owner);
+    let Some(description) = cloned.iter().find(|cloned| owner.is_some() && of(cloned) == owner)
+    else {
+        recheck(plan, &seen.view, owner).map_err(ActError::Race)?;
+        return Err(ActError::Impossible(
+            "it is not in the first message with descriptors, and those behind it are out of reach \
+             until that one was received"
+                .into(),
+        )
+        .into());
+    };
+    recheck(plan, &seen.view, of(description)).map_err(ActError::Race)?;
+    still_runs(&handle, &plan.through)?;
+    record.step("rechecked", "lock, owner, file, socket and description are those of the plan");
+    description.unlock(&plan.lock)?;
+    record.step("unlocked", plan.lock.kind.name());
+    Ok(seen)
+}
+
+/// A handle on the planned process or thread, and the number of its descriptor.
+fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
+    let nowhere = || ActError::Impossible("the plan names no descriptor".into());
+    let fd = holder.fd.ok_or_else(nowhere)?;
+    let handle = if holder.tid == holder.reader_pid {
+        Handle::open(holder)?
+    } else {
+        Handle::open_thread(holder)?
+    };
+    record.step("opened", format!("a handle on pid {}: it is that process", holder.reader_pid));
+    Ok((handle, fd))
+}
+
+/// As long as a handle's process lives nobody else has its pid.
+fn still_runs(handle: &Handle, holder: &Holder) -> Result<(), Stop> {
+    if handle.runs()? {
+        return Ok(());
+    }
+    let what = "is gone";
+    Err(ActError::Race(Race::Process { pid: holder.reader_pid, what }).into())
+}
+
+/// A look at the tables, which must be as planned.
+pub(super) fn checked(
+    plan: &Plan,
+    sight: &mut dyn Sight,
+    fetched: Option<&Description>,
+) -> Result<Sighting, Stop> {
+    let seen = sight.look().map_err(Stop::Looking)?;
+    let owner = fetched.and_then(|description| seen.own(description.number()));
+    recheck(plan, &seen.view, owner).map_err(ActError::Race)?;
+    Ok(seen)
+}
