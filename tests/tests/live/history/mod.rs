@@ -226,7 +226,8 @@ fn a_full_table_costs_knowledge_and_no_truth(scene: &mut Scene) -> Result<()> {
         |lock: &&lockwatch::engine::snapshot::Lock| lock.acquirer == RecordedPid::Local(owner);
     let known = snapshot.locks.iter().filter(own).filter(|lock| lock.taken.is_some()).count();
     same!("locks", snapshot.locks.iter().filter(own).count(), 100);
-    same!("known and lost", known as u64 + lost, 100);
+    // Others on this machine lose theirs, too.
+    ensure!(known as u64 + lost >= 100, "{known} of 100 are known, and only {lost} were lost");
     scene.play("owner: exit 0\nstart other\nother: open a a\nother: flock a ex")?;
     let seen = witness.locks(scene, &["a"])?;
     ensure!(seen[0].taken.is_some(), "there is room again, and it is not used");
