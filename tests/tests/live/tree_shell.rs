@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lockwatch_tests::harness::{Run, Scene, Test, patience};
+use lockwatch_tests::harness::{Run, Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 
@@ -170,7 +170,7 @@ fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
         ensure!(lines >= count * 11, "{lines} lines of {count} locks");
         best = best.min(run.seconds);
     }
-    println!("    a walk of {count} locks: {best:.3} s");
+    note(&format!("a walk of {count} locks: {best:.3} s"));
     ensure!(
         best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
         "it took {best:.2} s"
@@ -278,7 +278,7 @@ fn many_readers_and_writers_see_nothing_but_the_contract(scene: &mut Scene) -> R
     let after = resident(garden.daemon.pid())?;
     let (reads, writes) = (reads.into_inner(), writes.into_inner());
     let halfway = *before.get().context("no memory was measured")?;
-    println!("    {reads} reads, {writes} writes; resident {halfway} kB, then {after} kB");
+    note(&format!("{reads} reads, {writes} writes; resident {halfway} kB, then {after} kB"));
     let errors = errors.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !errors.is_empty() {
         bail!("{errors:?}");

@@ -26,13 +26,16 @@ use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
 pub struct Contents {
     begun: BootTime,
     locks: HashMap<Place, Entry>,
-    owners: BTreeMap<(u32, u64, u64), Told>,
+    owners: Owners,
     waits: HashMap<Place, Vec<Wait>>,
     endings: BTreeMap<ProcessKey, Ending>,
 }
 
 /// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
 type Place = (u32, u64, u64, u32, i64);
+
+/// Owners whose ranges have to be worked out, by device, inode number and owner.
+type Owners = BTreeMap<(u32, u64, u64), Told>;
 
 /// An owner whose ranges have to be worked out.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ fn owners_told(
     owners: &[(OwnerKey, Owner)],
     locks: &[(Key, Entry)],
     operations: Vec<(OperationKey, Operation)>,
-) -> (BTreeMap<(u32, u64, u64), Told>, BTreeSet<Key>) {
+) -> (Owners, BTreeSet<Key>) {
     let mut steps: BTreeMap<OwnerKey, Vec<(u64, i64, Operation)>> = BTreeMap::new();
     for (key, operation) in operations {
         let owner = OwnerKey { inode: key.inode, owner: key.owner };

@@ -81,7 +81,7 @@ fn whoever_takes_the_lock_after_a_crash_is_told(scene: &mut Scene) -> Result<()>
     )?;
     scene.play("next: flock a un")?;
     let told = witness.moments(scene)?;
-    let place = |fits: &dyn Fn(&Input) -> bool| told.iter().position(|input| fits(input));
+    let place = |fits: &dyn Fn(&Input) -> bool| told.iter().position(fits);
     let ended = place(&|input| matches!(input, Input::Ended(_))).context("no end")?;
     let next = scene.pid("next")?;
     let acquired = place(&|input| matches!(input, Input::Acquired(of) if of.by.id.pid == next))
