@@ -7,6 +7,7 @@ use lockwatch_common::history::{CLASS_FLOCK, FOREVER, FileKey, KIND_ACQUIRED, Ke
 
 use crate::attempt::Attempt;
 use crate::conflict;
+use crate::counters;
 use crate::moment::{self, Moment};
 use crate::tables::{ATTENDED, LOCKS, globals};
 
@@ -38,9 +39,12 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
     unsafe {
         let until = now + (*globals).handoff_window;
         let forever = matches!(ATTENDED.get(file), Some(&FOREVER));
-        if !forever && ATTENDED.insert(file, &until, 0).is_ok() && (*globals).attended_until < until
-        {
-            (*globals).attended_until = until;
+        if !forever {
+            match ATTENDED.insert(file, until, 0) {
+                Ok(()) if (*globals).attended_until < until => (*globals).attended_until = until,
+                Ok(()) => {}
+                Err(_) => counters::lost_other(),
+            }
         }
         if attempt.key.class != CLASS_FLOCK {
             return now;

@@ -10,6 +10,7 @@ mod holders;
 pub(crate) mod listing;
 mod machine;
 mod measure;
+mod overhead;
 mod report;
 mod scenario;
 mod table;
@@ -37,6 +38,9 @@ use table::Style;
 pub(crate) enum Subject {
     /// `lockwatch scan` of 1,000 to 100,000 locks, beside lslocks and a read of /proc/locks
     Scan(ScanArgs),
+    /// What the history adds to taking and giving up locks, beside empty programs, a bare table,
+    /// bpftrace and strace
+    Overhead(overhead::OverheadArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -58,7 +62,10 @@ pub(crate) struct ScanArgs {
 
 /// Runs the benchmark.
 pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
-    let Subject::Scan(args) = subject;
+    let args = match subject {
+        Subject::Scan(args) => args,
+        Subject::Overhead(args) => return overhead::run(args),
+    };
     let binary = match &args.binary {
         Some(binary) => {
             binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?

@@ -64,17 +64,25 @@ impl Contents {
             let place = place(&wait.key, wait.dev, wait.ino);
             contents.waits.entry(place).or_default().push(wait);
         }
+        contents.read_endings(tables)?;
+        Ok(contents)
+    }
+
+    /// Looks anew which of the processes that took these locks have ended.
+    pub(super) fn read_endings(&mut self, tables: &Tables) -> Result<(), HistoryError> {
         let mut processes = BTreeSet::new();
-        processes.extend(contents.locks.values().map(|entry| entry.by.process()));
-        for told in contents.owners.values() {
+        processes.extend(self.locks.values().map(|entry| entry.by.process()));
+        for told in self.owners.values() {
             processes.extend(told.operations.iter().map(|operation| operation.by.process()));
         }
         for process in processes {
-            if let Some(ending) = tables.ending(&process)? {
-                contents.endings.insert(process, ending);
+            if !self.endings.contains_key(&process)
+                && let Some(ending) = tables.ending(&process)?
+            {
+                self.endings.insert(process, ending);
             }
         }
-        Ok(contents)
+        Ok(())
     }
 
     /// Works out what the tables say of locks. `lost_at` is until when the entries of an owner are

@@ -158,6 +158,12 @@ impl Witness {
         })
     }
 
+    /// How many of the scene's processes the tables have as waiting.
+    pub(crate) fn waiting(&self, scene: &Scene) -> Result<usize> {
+        let ours = scene.pids();
+        Ok(self.history.tables.waiting()?.iter().filter(|pid| ours.contains(pid)).count())
+    }
+
     /// Another process opens the history and is killed while it has it.
     pub(crate) fn is_killed(&self) -> Result<()> {
         // SAFETY: the child calls what a child may of a process whose other threads are gone with
