@@ -1,19 +1,16 @@
 //! The tree around its files: who may see them, where it is mounted, and what hooks have to say to a
 //! release.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::daemon::House;
-use lockwatch_tests::harness::{Scene, Test, patience};
+use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
 
 use crate::stories::LEAKED;
-
 use crate::tree::{Garden, LEAKED_CONF, NEEDS, QUICK};
 
 const WITH_HOOKS: &[&str] =
@@ -23,7 +20,6 @@ const AND_NOBODY: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fus
 pub(crate) const TESTS: &[Test] = &[
     once!(others_see_what_they_could_see_anyway_and_write_nothing).needs(AND_NOBODY),
     once!(the_tree_is_mounted_over_what_a_killed_daemon_left).needs(NEEDS),
-    once!(the_tree_goes_with_the_daemon_and_takes_its_folder_along).needs(NEEDS),
     once!(a_mount_point_in_use_is_refused_in_one_line).needs(NEEDS),
     once!(without_a_device_the_watch_goes_on_where_it_may).needs(NEEDS),
     once!(an_unmounted_tree_does_not_end_the_watch).needs(NEEDS),
@@ -124,23 +120,6 @@ fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Resu
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     same!("mounts", mounts.lines().filter(|line| line.contains("fuse.lockwatch")).count(), 1);
     garden.daemon.stop()?;
-    Ok(())
-}
-
-fn the_tree_goes_with_the_daemon_and_takes_its_folder_along(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::watching(scene, "")?;
-    let mut events = File::open(garden.path("events"))?;
-    let state = File::open(garden.path("locks/guarded/state"))?;
-    let reader = std::thread::spawn(move || events.read(&mut [0; 100]).map(drop));
-    std::thread::sleep(Duration::from_millis(100));
-    let (path, started) = (garden.path(""), Instant::now());
-    garden.daemon.stop()?;
-    let Ok(Err(error)) = reader.join() else { bail!("the reader got something") };
-    ensure!(started.elapsed() < patience::stretched(Duration::from_secs(3)), "it took too long");
-    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV, libc::EIO].map(Some);
-    ensure!(dead.contains(&error.raw_os_error()), "the reader got {error}");
-    ensure!(state.read_at(&mut [0; 9], 0).is_err(), "a file of a tree that is gone can be read");
-    ensure!(!path.try_exists()?, "the mount point was made, and is still there");
     Ok(())
 }
 

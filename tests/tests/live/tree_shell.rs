@@ -21,7 +21,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
     once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
-    once!(a_reader_is_killed_while_the_daemon_is_stopped).needs(AND_SHELL),
     once!(a_walk_of_a_thousand_locks_takes_a_second).needs(AND_SHELL).within(MINUTE),
     once!(many_readers_and_writers_see_nothing_but_the_contract).needs(NEEDS).within(MINUTE),
 ];
@@ -119,24 +118,6 @@ fn a_follower_is_ended_by_any_signal(scene: &mut Scene) -> Result<()> {
     patience::until("the reader gets the event", || Ok((cat.written_so_far() > 0).then_some(())))?;
     cat.signal(Signal::TERM)?;
     cat.finish()?;
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// A daemon that does nothing any more is no worse than a dead one: its readers can be killed.
-fn a_reader_is_killed_while_the_daemon_is_stopped(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::begin(scene, QUICK)?;
-    let status = garden.path("status").display().to_string();
-    garden.daemon.signal(Signal::STOP)?;
-    let cat = scene.program("cat", &[&status])?.start()?;
-    std::thread::sleep(patience::stretched(Duration::from_millis(200)));
-    let sent = Instant::now();
-    cat.signal(Signal::KILL)?;
-    let ended = cat.finish();
-    garden.daemon.signal(Signal::CONT)?;
-    ensure!(ended?.code().is_none(), "it read something from a daemon that was stopped");
-    ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
-    ensure!(garden.value("status")?.ends_with('\n'), "it does not go on");
     garden.daemon.stop()?;
     Ok(())
 }
