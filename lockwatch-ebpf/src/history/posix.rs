@@ -9,8 +9,8 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
-    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_OFDLCK, KIND_ACQUIRED, Key, OperationKey,
-    Owner, Slot, slot_of,
+    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_OFDLCK, KIND_ACQUIRED, OperationKey, Owner,
+    Slot, slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 

@@ -38,7 +38,7 @@ impl fmt::Display for Skip {
 impl std::error::Error for Skip {}
 
 /// Writes a line of the transcript, which is shown where the test fails.
-pub(super) fn note(line: &str) {
+pub fn note(line: &str) {
     // A transcript that cannot be written must not change the verdict.
     let _ = writeln!(std::io::stdout(), "    {line}");
 }

@@ -34,7 +34,7 @@ pub struct Contents {
 /// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
 type Place = (u32, u64, u64, u32, i64);
 
-/// Owners by device, inode number and owner.
+/// Owners whose ranges have to be worked out, by device, inode number and owner.
 type Owners = BTreeMap<(u32, u64, u64), Told>;
 
 /// An owner whose ranges have to be worked out.
