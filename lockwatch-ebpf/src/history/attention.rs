@@ -52,11 +52,12 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
         let Some(next) = conflict::first(attempt) else { return now };
         let key = Key { owner: next.owner, ..attempt.key };
         let Some(entry) = LOCKS.get(&key) else { return now };
-        if entry.taken_at == 0 || entry.taken_at > now {
+        if entry.taken_at == 0 {
             return now;
         }
         let at = entry.taken_at;
         moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending: None });
-        at - 1
+        // Nobody else could have it while it was there.
+        if at > now { now } else { at - 1 }
     }
 }

@@ -297,8 +297,8 @@ fn attach(object: &Path, setup: &str) -> Result<Ebpf> {
 fn script() -> Result<Watching> {
     let format = fs::read_to_string("/sys/kernel/tracing/events/filelock/flock_lock_inode/format")
         .context("the tracepoint's format")?;
-    // 6.9 renamed them.
-    let old = format.contains("fl_type");
+    // 6.9 renamed them, but not in what is printed.
+    let old = format.contains("unsigned char fl_type;");
     let names = if old { ("fl_type", "fl_owner") } else { ("type", "owner") };
     let text = SCRIPT.replace("TYPE", names.0).replace("OWNER", names.1);
     let mut child = Command::new("bpftrace")
