@@ -44,7 +44,7 @@ fn begin(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
 
 /// True for an event about a lock on that file of the scene, also where no reading has shown its
 /// path yet.
-fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
+pub(crate) fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
     let file = scene.file(name)?;
     Ok(move |event: &Value| {
         let told = &event["lock"]["file"];
