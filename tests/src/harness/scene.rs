@@ -210,6 +210,11 @@ impl Scene {
         self.scan_for(&[])
     }
 
+    /// Scans the whole machine with BPF, whatever source the test is about.
+    pub fn scan_by_bpf(&self) -> Result<Report> {
+        self.report(&self.run(&["scan", "--json", "--source", "bpf"])?)
+    }
+
     /// Scans what is asked for.
     pub fn scan_for(&self, targets: &[&str]) -> Result<Report> {
         let mut args = vec!["scan", "--json"];
