@@ -229,6 +229,23 @@ impl Daemon {
         self.running.signal(signal)
     }
 
+    /// Stops it, all of its threads: the signal is back before the last of them stands still.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let threads = format!("/proc/{}/task", self.pid());
+        patience::until("every thread stands still", || {
+            for thread in fs::read_dir(&threads).context("the daemon's threads")? {
+                let stat = thread.context("a thread")?.path().join("stat");
+                let text = fs::read_to_string(&stat).with_context(|| stat.display().to_string())?;
+                let state = text.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+                if state != Some("T") {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
+    }
+
     /// Its pid.
     pub fn pid(&self) -> i32 {
         self.running.pid()
