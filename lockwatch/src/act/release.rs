@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::description::Description;
 use super::process::Handle;
 use super::sight::{Sight, Sighting};
-use super::{ActError, queue, signal};
+use super::{ActError, inject, queue, signal};
 use crate::engine::reclaim::recheck::find;
 use crate::engine::reclaim::{End, Holder, Method, Outcome, Plan, Race, Step, recheck, verify};
 
@@ -67,9 +67,7 @@ fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighti
         Method::Fd => through_descriptor(plan, sight, record),
         Method::Queue => out_of_queue(plan, sight, record),
         Method::Signal => signal::end_holders(plan, sight, record),
-        Method::Inject => {
-            Err(ActError::Impossible(format!("{} is not known here", plan.method.name())).into())
-        }
+        Method::Inject => inject::through_holder(plan, sight, record),
     }
 }
 
@@ -120,7 +118,7 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
 }
 
 /// A handle on the planned process or thread, and the number of its descriptor.
-fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
+pub(super) fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
     let nowhere = || ActError::Impossible("the plan names no descriptor".into());
     let fd = holder.fd.ok_or_else(nowhere)?;
     let handle = if holder.tid == holder.reader_pid {
@@ -133,7 +131,7 @@ fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
 }
 
 /// As long as a handle's process lives nobody else has its pid.
-fn still_runs(handle: &Handle, holder: &Holder) -> Result<(), Stop> {
+pub(super) fn still_runs(handle: &Handle, holder: &Holder) -> Result<(), Stop> {
     if handle.runs()? {
         return Ok(());
     }

@@ -17,6 +17,9 @@
 //!                                       an `open` that breaks a lease, or a `read`
 //! insist COMMAND                        a lock that is tried again and again, without waiting, in
 //!                                       a thread, until it is there
+//! rest sleep|poll|epoll|futex MS        waits so long in one call, in a thread, and fails where
+//!                                       that is cut short
+//! filter                                from here on this process is killed for fcntl and flock
 //! progress                              `idle`, `running`, `blocked`, `done` or `failed WHY`
 //!
 //! fork NAME [as PID] [files] [pidns] [mounts]
@@ -111,6 +114,19 @@ pub enum Asked {
     Lease(Access),
 }
 
+/// A call to wait in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// nanosleep(2)
+    Sleep,
+    /// poll(2)
+    Poll,
+    /// epoll_wait(2)
+    Epoll,
+    /// futex(2), FUTEX_WAIT
+    Futex,
+}
+
 /// What a forked child shares with its parent or has apart from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Birth {
@@ -158,6 +174,8 @@ pub enum Command {
     Close { name: String },
     Lock { name: String, asked: Asked },
     Later(Box<Command>),
+    Rest { call: Rest, milliseconds: u16 },
+    Filter,
     Insist(Box<Command>),
     Progress,
     Fork { name: String, birth: Birth },
@@ -317,6 +335,17 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             inner @ Command::Lock { .. } => Command::Insist(Box::new(inner)),
             _ => return wrong("only a lock can be insisted on"),
         },
+        "rest" => {
+            let call = match words.next("a call")? {
+                "sleep" => Rest::Sleep,
+                "poll" => Rest::Poll,
+                "epoll" => Rest::Epoll,
+                "futex" => Rest::Futex,
+                word => return wrong(format!("{word:?} is no rest: sleep, poll, epoll or futex")),
+            };
+            Command::Rest { call, milliseconds: words.number("milliseconds")? }
+        }
+        "filter" => Command::Filter,
         "progress" => Command::Progress,
         "fork" => {
             let name = words.name()?;

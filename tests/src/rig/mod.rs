@@ -17,6 +17,7 @@ pub mod language;
 mod locking;
 mod passing;
 mod player;
+mod resting;
 
 use std::ffi::OsString;
 

@@ -15,7 +15,7 @@ use super::descriptors::Descriptors;
 use super::files;
 use super::language::{self, Birth, Command};
 use super::locking::{self, Later, Patience, Progress};
-use super::passing;
+use super::{passing, resting};
 
 /// An actor.
 pub(super) struct Player {
@@ -82,6 +82,12 @@ impl Player {
             }
             Command::Later(command) => self.later(command)?,
             Command::Insist(command) => self.insist(command)?,
+            Command::Rest { call, milliseconds } => {
+                ensure!(self.later.is_none(), "there is something left for later already");
+                let (call, time) = (*call, *milliseconds);
+                self.later = Some(Later::start(move || resting::rest(call, time).map(|()| None))?);
+            }
+            Command::Filter => resting::filter()?,
             Command::Progress => answer = self.progress()?,
             Command::Fork { name, birth } => return self.fork(name, birth),
             Command::Thread { name, own_files } => self.thread(name, *own_files)?,

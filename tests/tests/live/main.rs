@@ -20,6 +20,7 @@ mod namespaces;
 mod peers;
 mod reclaim;
 mod reclaim_hooks;
+mod reclaim_inject;
 mod reclaim_races;
 mod reclaim_ways;
 mod refused;
@@ -54,6 +55,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim", reclaim::TESTS),
     ("reclaim_ways", reclaim_ways::TESTS),
     ("reclaim_hooks", reclaim_hooks::TESTS),
+    ("reclaim_inject", reclaim_inject::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
