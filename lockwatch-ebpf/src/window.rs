@@ -17,7 +17,7 @@ static WINDOW: Array<Window> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// walked again where it is met again, which user space takes for what it is; so nothing here need
 /// be allocated or freed.
 #[map]
-static WALKED: Array<[u64; WALKED_WAYS]> = Array::with_max_entries(1024, 0);
+static WALKED: Array<[u64; WALKED_WAYS]> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 
 /// Buckets in [`WALKED`] less one; written by user space before the programs are loaded.
 #[unsafe(no_mangle)]

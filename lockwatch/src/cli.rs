@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::act::warden::Ward;
+use crate::config::reference;
 use crate::daemon::follow::Request;
 use crate::daemon::{Daemon, Task, Watch};
 use crate::engine::classify::State;
@@ -24,6 +25,9 @@ use crate::replay::Replay;
 use crate::scan::{Output, Scan};
 use crate::sink::columns::{self, COLUMNS, Column};
 use crate::sink::table::Layout;
+
+/// The page of the manual that is about no verb.
+const CONFIGURATION: &str = "lockwatch.toml";
 
 /// Says who really holds each file lock of this machine, and which locks outlived their owner.
 #[derive(Parser)]
@@ -91,12 +95,13 @@ Exit codes: 0 the trace was understood, 2 it was not.")]
         /// The shell
         shell: Shell,
     },
-    /// Write the manual, or the page of one verb
+    /// Write the manual, or the page of one verb or of the configuration
     #[command(
-        after_help = "Examples:\n  lockwatch man | man -l -\n  lockwatch man scan | man -l -"
+        after_help = "Examples:\n  lockwatch man | man -l -\n  lockwatch man scan | man -l -\n  \
+                      lockwatch man lockwatch.toml | man -l -"
     )]
     Man {
-        /// The verb
+        /// The verb, or lockwatch.toml
         #[arg(conflicts_with = "folder")]
         verb: Option<String>,
         /// Write all pages into this folder
@@ -362,6 +367,9 @@ pub fn completions(shell: Shell) -> anyhow::Result<()> {
 /// # Errors
 /// Where there is no such verb, or stdout cannot be written.
 pub fn man(verb: Option<&str>) -> anyhow::Result<()> {
+    if verb == Some(CONFIGURATION) {
+        return Ok(io::stdout().write_all(reference::man_page().as_bytes())?);
+    }
     let mut command = Cli::command();
     // Gives the verbs their full names.
     command.build();
@@ -384,6 +392,8 @@ pub fn man_pages(folder: &std::path::Path) -> anyhow::Result<()> {
     use anyhow::Context as _;
     let what = || format!("man: write pages into {}", folder.display());
     std::fs::create_dir_all(folder).with_context(what)?;
+    let configuration = folder.join(format!("{CONFIGURATION}.5"));
+    std::fs::write(configuration, reference::man_page()).with_context(what)?;
     clap_mangen::generate_to(Cli::command(), folder).with_context(what)
 }
 

@@ -14,8 +14,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::Config;
 use crate::engine::classify::{Reason, State};
+use crate::engine::evidence::Evidence;
 use crate::engine::id::{self, LockId};
-use crate::engine::identity::Dev;
+use crate::engine::identity::{Dev, ProcessId};
 use crate::engine::snapshot::{Hides, Limit, Snapshot, Via};
 use crate::engine::view::{LockView, View};
 use crate::sink::clock::Clock;
@@ -58,21 +59,29 @@ pub const STATE_DIR: &str = "LOCKWATCH_STATE_DIR";
 /// # Errors
 /// Where the chosen source cannot be read at all.
 pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
-    let first = once(choice, files)?;
+    let first = once(choice, files, &BTreeSet::new())?;
+    let dying = dying(&first.view);
     let suspects = fleeting(&first.view);
-    if suspects.is_empty() {
+    if suspects.is_empty() && dying.is_empty() {
         return Ok(first);
     }
     sleep(GRACE);
-    let mut second = once(choice, files)?;
+    let mut second = once(choice, files, &dying)?;
     let new = fleeting(&second.view);
     for lock in &mut second.view.locks {
-        if new.contains(&lock.id) && !suspects.contains(&lock.id) {
+        let was_dying = lock.verdict.reason == Some(Reason::Exiting);
+        if new.contains(&lock.id) && !suspects.contains(&lock.id) && !was_dying {
             lock.verdict.state = State::Unknown;
             lock.verdict.reason = None;
+            lock.verdict.evidence.push(Evidence::SeenOnce);
         }
     }
     Ok(second)
+}
+
+/// Acquirers that are on their way out.
+fn dying(view: &View) -> BTreeSet<ProcessId> {
+    view.locks.iter().filter_map(|lock| view.dying(lock)).collect()
 }
 
 fn fleeting(view: &View) -> BTreeSet<LockId> {
@@ -87,24 +96,27 @@ fn is_fleeting(view: &View, lock: &LockView) -> bool {
             || view.places(lock).any(|place| place.via() == Via::ScmRights))
 }
 
-fn once(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
+fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyhow::Result<Look> {
     match choice {
-        Choice::Bpf => by_bpf(files).map_err(|error| {
+        Choice::Bpf => by_bpf(files, stuck).map_err(|error| {
             anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
         }),
-        Choice::Procfs => Ok(by_procfs(files)?),
-        Choice::Auto => match by_bpf(files) {
+        Choice::Procfs => Ok(by_procfs(files, stuck)?),
+        Choice::Auto => match by_bpf(files, stuck) {
             Ok(look) => Ok(look),
             Err(error) => {
                 tell_once(&error);
-                Ok(by_procfs(files)?)
+                Ok(by_procfs(files, stuck)?)
             }
         },
     }
 }
 
-fn by_bpf(files: &[OwnedFd]) -> Result<Look, bpf::BpfError> {
-    let bpf::Reading { snapshot, own_files, .. } = read_bpf()?;
+fn by_bpf(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, bpf::BpfError> {
+    let mut reading = bpf::read()?;
+    remember(&mut reading);
+    let bpf::Reading { mut snapshot, own_files, .. } = reading;
+    snapshot.stuck = stuck.clone();
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
     look.view = explained(look.view);
     Ok(look)
@@ -123,15 +135,8 @@ pub(crate) fn explained(first: View) -> View {
     view(snapshot)
 }
 
-/// The kernel's tables, with what the pinned history knows of them.
-pub(crate) fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
-    let mut reading = bpf::read()?;
-    remember(&mut reading);
-    Ok(reading)
-}
-
 /// Adds what the pinned history knows, where there is one.
-fn remember(reading: &mut bpf::Reading) {
+pub(crate) fn remember(reading: &mut bpf::Reading) {
     let folder = state_dir();
     let joined = History::read_only(&folder).and_then(|tables| {
         let Some(tables) = tables else { return Ok(()) };
@@ -161,9 +166,10 @@ fn own(own_files: &HashMap<u32, (Dev, u64)>, file: &OwnedFd) -> Option<(Dev, u64
     own_files.get(&u32::try_from(file.as_raw_fd()).ok()?).copied()
 }
 
-fn by_procfs(files: &[OwnedFd]) -> Result<Look, procfs::ProcfsError> {
+fn by_procfs(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, procfs::ProcfsError> {
     let root = procfs::ProcRoot::live();
-    let snapshot = procfs::read(&root, procfs::Options::default())?;
+    let mut snapshot = procfs::read(&root, procfs::Options::default())?;
+    snapshot.stuck = stuck.clone();
     Ok(conclude(snapshot, "procfs", procfs::kernel_identity, files))
 }
 

@@ -1,4 +1,5 @@
-//! `cargo xtask ci`: the checks, every test on this kernel, and the live tests on the matrix.
+//! `cargo xtask ci`: the checks, every test on this kernel, what is shipped, and the live tests on the
+//! matrix.
 //!
 //! Adds up what the other verbs found, and tests nothing itself.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::tally::{self, Part, Tally};
-use crate::{check, command, interrupt, progress, test, vm};
+use crate::{check, command, deploy, interrupt, progress, test, vm};
 
 /// How long the matrix may take, with what it builds.
 const MATRIX_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -20,6 +21,10 @@ pub(crate) fn run() -> Result<ExitCode> {
     match test::parts(None, test::Bpf::Required) {
         Ok(tests) => parts.extend(tests),
         Err(error) => parts.push(("tests", Err(error))),
+    }
+    if !interrupt::happened() {
+        deploy::install_tools();
+        parts.push(("what is shipped", deploy::tests(None)));
     }
     if !interrupt::happened() {
         parts.push(("matrix", matrix()));

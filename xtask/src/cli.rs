@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, check, ci, interrupt, scan, setup, test, vm};
+use crate::{bench, build, check, ci, deploy, dist, interrupt, scan, setup, soak, test, vm};
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
@@ -36,6 +36,7 @@ Examples:
   cargo xtask check                       formatting, lints, docs, the rules of the house
   cargo xtask bench scan                  what a scan costs, beside lslocks (some minutes)
   cargo xtask build                       target/release/lockwatch, one file
+  cargo xtask dist                        a tarball and a Debian package of it
 
 Environment:
   LOCKWATCH_CACHE   where set-up keeps what it fetched
@@ -62,12 +63,24 @@ enum Verb {
     Vm(vm::Args),
     /// Check formatting, lints, docs and the rules of the architecture
     Check,
+    /// Make a tarball and a Debian package, in target/dist
+    Dist,
+    /// Test what is shipped beside the binary: unit, rules, dashboard, package
+    Deploy {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
     /// Check, run every test, then the live tests on the matrix of kernels, and add it all up
     Ci,
     /// Measure what lockwatch costs on this machine, beside what its peers cost
     Bench {
         #[command(subcommand)]
         subject: bench::Subject,
+    },
+    /// Play what the live tests play once, for hours
+    Soak {
+        #[command(subcommand)]
+        subject: soak::Subject,
     },
     /// Take locks and keep them: the benchmark's own processes
     #[command(name = bench::holder::VERB, hide = true)]
@@ -112,8 +125,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Vm(args) => vm::run(&args),
         Verb::Check => check::run(),
+        Verb::Dist => dist::run(),
+        Verb::Deploy { filter } => deploy::run(filter.as_deref()),
         Verb::Ci => ci::run(),
         Verb::Bench { subject } => bench::run(&subject),
+        Verb::Soak { subject } => soak::run(&subject),
         Verb::BenchHolder { args } => bench::holder::run(&args),
         Verb::BenchListing { args } => bench::listing::run(&args),
     }

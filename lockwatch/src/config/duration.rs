@@ -15,8 +15,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration
 pub(super) fn within(
     key: &str,
     value: Duration,
-    least: Duration,
-    most: Duration,
+    (least, most): (Duration, Duration),
 ) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());

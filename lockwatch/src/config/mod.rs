@@ -4,6 +4,8 @@
 //! twice is an error that names its line.
 
 mod duration;
+mod listen;
+pub mod reference;
 pub mod trust;
 
 use std::collections::BTreeSet;
@@ -15,6 +17,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
+
+pub use listen::Listen;
+use reference::Section;
 
 /// Where the configuration is unless another file is named. It may be absent.
 pub const DEFAULT_PATH: &str = "/etc/lockwatch/lockwatch.toml";
@@ -63,14 +68,30 @@ pub struct Config {
     pub long_wait: Duration,
     /// Where the tree is mounted. The daemon's socket is beside it, with `.sock` at its end.
     pub mount: PathBuf,
+    /// Whether there must be a tree.
+    pub tree: TreeWanted,
+    /// Whether others than root may come near the tree at all (FUSE's `allow_other`).
+    pub tree_allow_other: bool,
     /// Where the metrics are served.
-    pub metrics_listen: SocketAddr,
+    pub metrics_listen: Listen,
     /// Where the kernel side is pinned: a folder of a BPF file system.
     pub state_dir: PathBuf,
     /// When to reclaim.
     pub reclaim: Reclaim,
     /// Which files to watch.
     pub watch: Vec<Watch>,
+}
+
+/// Whether there must be a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TreeWanted {
+    /// Without it the daemon does not start.
+    Required,
+    /// Without it the daemon says so, and goes on.
+    Optional,
+    /// It is not mounted.
+    Off,
 }
 
 /// What to do about orphans.
@@ -155,7 +176,9 @@ impl Default for Config {
             handoff_window: Duration::from_secs(5),
             long_wait: Duration::from_secs(30),
             mount: PathBuf::from("/run/lockwatch"),
-            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9965)),
+            tree: TreeWanted::Optional,
+            tree_allow_other: true,
+            metrics_listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9965))),
             state_dir: PathBuf::from("/sys/fs/bpf/lockwatch"),
             reclaim: Reclaim::default(),
             watch: Vec::new(),
@@ -237,15 +260,14 @@ impl Config {
     }
 
     fn validate(&self) -> Result<(), (Key, String)> {
-        const MS: Duration = Duration::from_millis(1);
-        const SECOND: Duration = Duration::from_secs(1);
-        for (key, value, least, most) in [
-            ("gc_interval", self.gc_interval, 100 * MS, 3600 * SECOND),
-            ("grace", self.grace, 10 * MS, 60 * SECOND),
-            ("handoff_window", self.handoff_window, 10 * MS, 600 * SECOND),
-            ("long_wait", self.long_wait, 10 * MS, 86_400 * SECOND),
+        for (key, value) in [
+            ("gc_interval", self.gc_interval),
+            ("grace", self.grace),
+            ("handoff_window", self.handoff_window),
+            ("long_wait", self.long_wait),
         ] {
-            duration::within(key, value, least, most).map_err(|what| (Key::Named(key), what))?;
+            duration::within(key, value, reference::range(Section::Top, key))
+                .map_err(|what| (Key::Named(key), what))?;
         }
         for (key, path) in
             [("mount", &self.mount), ("state_dir", &self.state_dir), ("audit", &self.reclaim.audit)]
@@ -279,8 +301,12 @@ impl Config {
                     let what = format!("{kind}: run begins with the absolute path of a program");
                     return Err((Key::At(at), what));
                 }
-                duration::within("timeout", hook.timeout, 100 * MS, 3600 * SECOND)
-                    .map_err(|what| (Key::At(at), format!("{kind}: {what}")))?;
+                duration::within(
+                    "timeout",
+                    hook.timeout,
+                    reference::range(Section::Hook, "timeout"),
+                )
+                .map_err(|what| (Key::At(at), format!("{kind}: {what}")))?;
             }
         }
         Ok(())
@@ -368,7 +394,7 @@ resume = { run = ["/usr/local/bin/resume"] }
         let config = parse("").unwrap();
         assert_eq!(config.gc_interval, Duration::from_secs(2));
         assert_eq!(config.reclaim, Reclaim::default());
-        assert!(config.metrics_listen.ip().is_loopback());
+        assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:9965");
     }
 
     #[test]
@@ -388,7 +414,8 @@ resume = { run = ["/usr/local/bin/resume"] }
         refused("\n\nmount = \"run\"", "line 3: mount: run: not an absolute path");
         refused("mount = \"/\"", "not an absolute path");
         refused("[reclaim]\naudit = \"log\"", "line 2: audit: log: not an absolute path");
-        refused("metrics_listen = \"everywhere\"", "line 1: ");
+        refused("metrics_listen = \"everywhere\"", "line 1: metrics_listen: \"everywhere\": ");
+        refused("\nmetrics_listen = \"unix:m.sock\"", "line 2: metrics_listen: ");
     }
 
     #[test]

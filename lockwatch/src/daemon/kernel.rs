@@ -59,6 +59,11 @@ impl Kernel {
         Ok((Self { tables, moments, names: Names::default(), key, continuity, lost }, reader))
     }
 
+    /// The kernel's tables, for who asks for its counters.
+    pub(super) fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables)
+    }
+
     /// Whether the kernel went on recording since a daemon before.
     pub(super) fn is_continued(&self) -> bool {
         self.continuity == Continuity::Continued

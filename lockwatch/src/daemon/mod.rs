@@ -10,6 +10,8 @@ mod kernel;
 mod log_file;
 mod readiness;
 mod readings;
+mod scrapes;
+mod tree;
 mod watch;
 
 use std::path::PathBuf;

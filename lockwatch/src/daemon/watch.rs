@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 use super::Watch;
 use super::alarm::Alarm;
@@ -20,6 +21,8 @@ use super::instance::Instance;
 use super::kernel::Kernel;
 use super::log_file::LogFile;
 use super::readings::Readings;
+use super::scrapes::{PULSE, Scrapes};
+use super::tree::Tree;
 use super::{nanos, now, readiness};
 use crate::config::Config;
 use crate::engine::input::{Input, Output, Settings, Started, Watched};
@@ -60,6 +63,9 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
     let paths: Vec<PathBuf> =
         config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
     let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
+    let tree = Tree::grow(config)?;
+    let (_, release) = machine::names();
+    let scrapes = Scrapes::start(config, release.clone(), now(), kernel.tables())?;
     let mut watching = Watching {
         engine: Engine::new(settings),
         watched: Vec::new(),
@@ -67,10 +73,11 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
         log,
         record,
         readings,
+        tree,
         failures: 0,
         told_orphans: None,
+        scrapes,
     };
-    let (_, release) = machine::names();
     let started = Started {
         last_seq: kernel.last_seq(),
         continued: kernel.is_continued(),
@@ -82,6 +89,8 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
 
     let mut alarm = Alarm::new().context("daemon: making the alarm")?;
     let mut heartbeat = tokio::time::interval(readiness::heartbeat().unwrap_or(NO_HEARTBEAT));
+    let mut pulse = tokio::time::interval(PULSE);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let hub = watching.hub.clone();
     let followers = socket.serve(&hub);
     tokio::pin!(followers);
@@ -101,6 +110,8 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
                 rang.context("daemon: waiting for the alarm")?;
                 watching.step(&mut kernel, Input::Tick)?;
             }
+            // A long interval between reconciliations must not look like an engine that is stuck.
+            _ = pulse.tick() => watching.step(&mut kernel, Input::Tick)?,
             drained = kernel.records() => {
                 for input in drained.context("daemon: reading the kernel's records")? {
                     watching.step(&mut kernel, input)?;
@@ -112,7 +123,13 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
                 watching.taken(&mut kernel, config, taken)?;
                 if !ready {
                     ready = true;
+                    watching.scrapes.ready();
                     readiness::ready("watching");
+                }
+            }
+            request = watching.tree.request() => {
+                if let Some(input) = watching.tree.obey(request, now().boot) {
+                    watching.step(&mut kernel, input)?;
                 }
             }
             () = &mut followers => {}
@@ -130,10 +147,12 @@ struct Watching {
     log: Option<LogFile>,
     record: Option<Recording>,
     readings: Readings,
+    tree: Tree,
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
     told_orphans: Option<usize>,
+    scrapes: Scrapes,
 }
 
 impl Watching {
@@ -147,11 +166,13 @@ impl Watching {
             match output {
                 Output::Event(event) => {
                     kernel.set_last_seq(event.seq);
+                    let mut line = Vec::new();
+                    events::write_json(&mut line, &event)?;
+                    self.scrapes.event(&event);
                     if let Some(log) = &mut self.log {
-                        let mut line = Vec::new();
-                        events::write_json(&mut line, &event)?;
                         log.line(&line);
                     }
+                    self.tree.tell(&line);
                     self.hub.tell(&Arc::new(*event));
                 }
                 Output::Read => self.readings.ask(),
@@ -160,6 +181,7 @@ impl Watching {
                 }
             }
         }
+        self.scrapes.stepped(now);
         Ok(())
     }
 
@@ -203,7 +225,11 @@ impl Watching {
             self.watched.clone_from(&watched);
             self.step(kernel, Input::Watch(watched))?;
         }
+        let begun = reading.begun;
         self.step(kernel, Input::Reading(Box::new(reading)))?;
+        self.tree.show(self.engine.view(), &self.watched, begun);
+        self.scrapes.mounted(self.tree.is_whole());
+        self.scrapes.reading(&self.engine.view(), &self.watched, now());
         self.tell_manager();
         Ok(())
     }

@@ -3,11 +3,11 @@
 //! Refuses to call a lock orphaned because its acquirer is gone. What decides is how each survivor
 //! came by the description; where that cannot be told the verdict is `unknown`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::births::{self, Order};
 use super::evidence::Evidence;
-use super::identity::{LockKind, Pid, RecordedPid, StartTime};
+use super::identity::{LockKind, Pid, ProcessId, RecordedPid, StartTime};
 use super::places;
 use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
 use history::{Past, Tenant};
@@ -73,6 +73,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order in which reports list them.
+    pub const ALL: [Self; 8] = [
+        Self::Inherited,
+        Self::ScmRights,
+        Self::IoUring,
+        Self::Mmap,
+        Self::Kernel,
+        Self::SharedFiles,
+        Self::Exiting,
+        Self::Unaccounted,
+    ];
+
     /// The name in JSON, columns and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -160,6 +172,8 @@ pub struct Facts<'a> {
     pub search: &'a Search,
     /// The processes of the snapshot.
     pub processes: &'a BTreeMap<Pid, Process>,
+    /// Processes that are on their way out for longer than the grace period.
+    pub stuck: &'a BTreeSet<ProcessId>,
     /// How births can be ordered.
     pub births: &'a Births,
     /// The reader sees its own pid namespace only.
@@ -217,10 +231,17 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         _ => Tenant::Unknown,
     };
     // Only history tells a process that is stuck in its exit from a thread that has left.
-    let stuck = facts.overdue
+    // Only history tells a process that is stuck in its exit from a thread that has left; without
+    // it the process must have been seen so twice.
+    let overdue = facts.overdue
         && tenant == Tenant::Acquirer
-        && past.is_some_and(|past| past.death.is_some())
-        && facts.acquirer.is_some_and(|process| process.exiting && !process.zombie);
+        && past.is_some_and(|past| past.death.is_some());
+    let seen_stuck = |process: &Process| {
+        process.start.is_some_and(|start| facts.stuck.contains(&ProcessId { pid, start }))
+    };
+    let stuck = facts.acquirer.is_some_and(|process| {
+        process.exiting && !process.zombie && (overdue || seen_stuck(process))
+    });
     if let Some(first) = own().min_by_key(|survivor| survivor.fd)
         && !zombie
         && !stuck
@@ -240,6 +261,9 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         let mut verdict = Verdict::new(State::Held, Confidence::Certain, vec![fact]);
         verdict.acquirer_alive = Some(true);
         return verdict;
+    }
+    if let Some(fact) = served(facts, pid) {
+        return Verdict::new(State::Remote, Confidence::Likely, vec![fact]);
     }
     if facts.lock.owner.is_none() {
         let mut verdict = unknown(vec![Evidence::OwnerUnknown]);
@@ -261,14 +285,24 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             verdict
         }
         Some(process) if stuck => {
-            let evidence = vec![Evidence::AcquirerStuck { pid }];
-            if facts.survivors.iter().any(|survivor| survivor.pid != pid) {
-                return bereft(facts, (pid, process.start), evidence, Life::Dead);
-            }
-            let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
-            verdict.evidence.extend(past.and_then(|past| past.ending()));
-            verdict.confidence = Confidence::Certain;
-            verdict.acquirer_alive = Some(false);
+            let mut evidence = vec![Evidence::AcquirerStuck { pid }];
+            let others = facts.survivors.iter().any(|survivor| survivor.pid != pid);
+            let elsewhere = |place: &&Place| {
+                place.owners.is_empty() || place.owners.iter().any(|owner| owner.pid != pid)
+            };
+            let mut verdict = if others || facts.places.iter().any(elsewhere) {
+                // Whoever else has it decides, as if the acquirer were gone.
+                bereft(facts, (pid, process.start), evidence, Life::Dead)
+            } else {
+                if facts.survivors.is_empty() {
+                    evidence.push(Evidence::NoReference);
+                }
+                evidence.extend(past.and_then(|past| past.ending()));
+                let mut verdict = Verdict::orphaned(Reason::Exiting, evidence);
+                verdict.confidence = Confidence::Certain;
+                verdict
+            };
+            verdict.acquirer_alive = Some(true);
             verdict
         }
         Some(process) if process.zombie => {
@@ -298,6 +332,18 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         }
         None => bereft(facts, (pid, None), vec![Evidence::AcquirerGone { pid }], Life::Dead),
     }
+}
+
+/// Why a lock that nothing here refers to must be one that a file server took for a client.
+fn served(facts: &Facts<'_>, pid: Pid) -> Option<Evidence> {
+    if !facts.survivors.is_empty() || !facts.places.is_empty() {
+        return None;
+    }
+    if facts.acquirer.is_some_and(|process| process.kernel_thread) {
+        return Some(Evidence::KernelThread { pid });
+    }
+    let delegated = matches!(facts.lock.kind, LockKind::Deleg | LockKind::Layout);
+    (delegated && facts.acquirer.is_none()).then_some(Evidence::Delegated)
 }
 
 /// True where the process that has the recorded pid cannot well be the acquirer: it refers to
@@ -349,7 +395,10 @@ fn bereft(
         if facts.hidden {
             evidence.push(Evidence::Hidden);
         }
-        if life == Life::Dead && !facts.hidden {
+        if facts.lock.kind.belongs_to_fd_table() {
+            evidence.push(Evidence::NoTable);
+            unknown(evidence)
+        } else if life == Life::Dead && !facts.hidden {
             Verdict::orphaned(Reason::Unaccounted, evidence)
         } else {
             unknown(evidence)

@@ -42,6 +42,11 @@ pub enum Evidence {
         /// The recorded pid.
         pid: Pid,
     },
+    /// The recorded process is on its way out for longer than the grace period.
+    AcquirerStuck {
+        /// The recorded pid.
+        pid: Pid,
+    },
     /// A living process has the recorded pid, but is younger than every holder and no child of one.
     PidRecycled {
         /// The recorded pid.
@@ -61,11 +66,6 @@ pub enum Evidence {
         /// The signal that ended it.
         signal: Option<i32>,
     },
-    /// The acquirer began to exit longer ago than the grace period, and has not come to the end.
-    AcquirerStuck {
-        /// The acquirer.
-        pid: Pid,
-    },
     /// The acquirer lives but has no descriptor of the description.
     AcquirerDetached {
         /// The acquirer.
@@ -75,6 +75,15 @@ pub enum Evidence {
     AcquirerOutside,
     /// procfs shows every OFD lock without its acquirer.
     AcquirerWithheld,
+    /// The acquirer is a thread of the kernel's own.
+    KernelThread {
+        /// The recorded pid.
+        pid: Pid,
+    },
+    /// A delegation or layout that nothing here refers to.
+    Delegated,
+    /// A POSIX lock of which no process has the fd table.
+    NoTable,
     /// The recorded pid is negative.
     Remote {
         /// The number that the kernel recorded.
@@ -146,7 +155,7 @@ pub enum Evidence {
     /// Where the description lives on without a descriptor.
     Kept {
         /// What kind of place.
-        kind: PlaceKind,
+        kind: Box<PlaceKind>,
         /// Who has the place.
         owners: Vec<PlaceOwner>,
     },
@@ -167,6 +176,8 @@ pub enum Evidence {
     },
     /// The source could not tell to which description the lock belongs.
     OwnerUnknown,
+    /// Only the second of two readings saw it so.
+    SeenOnce,
     /// Something could not be read, which may hide a holder.
     Hidden,
     /// It looks orphaned, but was seen so too short a time to call it that.
@@ -181,7 +192,7 @@ pub enum Evidence {
 impl Evidence {
     /// What is known of a place.
     pub(super) fn kept(place: &Place) -> Self {
-        Self::Kept { kind: place.kind.clone(), owners: place.owners.clone() }
+        Self::Kept { kind: Box::new(place.kind.clone()), owners: place.owners.clone() }
     }
 }
 
@@ -278,6 +289,11 @@ impl fmt::Display for Evidence {
             Self::AcquirerExiting { pid } => {
                 write!(f, "the acquirer, pid {pid}, is on its way out")
             }
+            Self::AcquirerStuck { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, is on its way out for longer than the grace period and \
+                 has not given it back"
+            ),
             Self::PidRecycled { pid } => write!(
                 f,
                 "pid {pid} now belongs to another process: it is younger than every holder and \
@@ -296,11 +312,6 @@ impl fmt::Display for Evidence {
                 }
                 (None, None) => write!(f, "the acquirer, pid {pid}, ended"),
             },
-            Self::AcquirerStuck { pid } => write!(
-                f,
-                "the acquirer, pid {pid}, began to exit longer ago than the grace period and has \
-                 not come to the end"
-            ),
             Self::AcquirerDetached { pid } => {
                 write!(f, "the acquirer, pid {pid}, lives but has closed it")
             }
@@ -311,6 +322,20 @@ impl fmt::Display for Evidence {
             Self::AcquirerWithheld => {
                 f.write_str("/proc does not tell who took an OFD lock (it prints pid -1)")
             }
+            Self::KernelThread { pid } => write!(
+                f,
+                "the acquirer, pid {pid}, is a thread of the kernel's, which takes locks for others: \
+                 the clients of a file server"
+            ),
+            Self::Delegated => f.write_str(
+                "delegations and layouts are given to the clients of an NFS server, whose own \
+                 descriptions are in no fd table",
+            ),
+            Self::NoTable => f.write_str(
+                "a process's POSIX locks end with its fd table, and no process has this one's: a \
+                 lock manager in the kernel (an NFS server's) may have taken it for a client, or a \
+                 dying process keeps it",
+            ),
             Self::Remote { recorded } => write!(
                 f,
                 "the kernel recorded {recorded}: a negative pid stands for another machine or a \
@@ -378,6 +403,10 @@ impl fmt::Display for Evidence {
             Self::OwnerUnknown => {
                 f.write_str("to which open file description it belongs could not be read")
             }
+            Self::SeenOnce => f.write_str(
+                "only the second of two readings saw it so: it may be gone, or somebody's, in a \
+                 moment",
+            ),
             Self::Hidden => f.write_str("what could not be read may hide a holder (see limits)"),
             Self::Unconfirmed => f.write_str(
                 "it looks orphaned, but not for longer than the grace period by what was read",

@@ -3,8 +3,9 @@
 //! Refuses to conclude anything: what follows from the facts is the engine's work. Whatever a
 //! source could not read is `None` here or an entry of [`Snapshot::limits`], never a default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub deaths: Vec<Death>,
     /// True where a history of the machine's locks was read with the snapshot.
     pub history: bool,
+    /// Processes that were on their way out already a grace period before this reading.
+    pub stuck: BTreeSet<ProcessId>,
     /// How births can be ordered by pid.
     pub births: Births,
     /// What could not be read.
@@ -103,8 +106,8 @@ pub struct Lock {
 pub struct Taken {
     /// When. Of a range that the kernel merged: when the oldest of its bytes was taken.
     pub at: BootTime,
-    /// By whom.
-    pub by: Remembered,
+    /// By whom; shared by the locks of one process, of which there may be many.
+    pub by: Arc<Remembered>,
 }
 
 /// A process, as it was at one moment that history saw.
@@ -351,6 +354,9 @@ pub struct Process {
     pub session: Option<Pid>,
     /// True where it has not exec'd since it was forked (`PF_FORKNOEXEC`).
     pub forked_no_exec: Option<bool>,
+    /// True of a thread of the kernel's own (`PF_KTHREAD`): it has no descriptors, and takes locks
+    /// for others.
+    pub kernel_thread: bool,
     /// True where it is on its way out but may still hold what it held (`PF_EXITING`).
     pub exiting: bool,
     /// True where nothing of it is left but its exit status (no live thread).

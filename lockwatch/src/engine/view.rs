@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::classify::{Facts, State, Survivor, Verdict, classify};
+use super::evidence::Evidence;
 use super::holders::Holders;
 use super::id::{self, LockId};
 use super::identity::{BootTime, Dev, Owner, Pid, ProcessId, RecordedPid};
@@ -136,6 +137,7 @@ impl View {
                 places: &places,
                 search: &snapshot.search,
                 processes: &snapshot.processes,
+                stuck: &snapshot.stuck,
                 births: &snapshot.births,
                 nested: snapshot.nested,
                 hidden,
@@ -259,7 +261,8 @@ impl View {
     pub fn unexplained(&self) -> Vec<Owner> {
         let of = |view: &&LockView| match view.verdict.state {
             State::Orphaned => true,
-            State::Unknown => view.holders.is_empty(),
+            // What dies is still giving things back.
+            State::Unknown => view.holders.is_empty() && self.dying(view).is_none(),
             _ => false,
         };
         let locks = self.locks.iter().filter(of).map(|view| self.lock(view));
@@ -270,6 +273,14 @@ impl View {
         owners.sort_unstable();
         owners.dedup();
         owners
+    }
+
+    /// The acquirer, where nothing more is known than that it is on its way out.
+    pub fn dying(&self, view: &LockView) -> Option<ProcessId> {
+        let evidence = view.verdict.evidence.first();
+        let Some(&Evidence::AcquirerExiting { pid }) = evidence else { return None };
+        let start = self.process(pid)?.start?;
+        Some(ProcessId { pid, start })
     }
 
     /// Orphaned locks.

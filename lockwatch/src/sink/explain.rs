@@ -54,6 +54,12 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         if let Some(exe) = &process.exe {
             told.push(format!("The acquirer runs {}.", Escaped(exe)));
         }
+        if let RecordedPid::Local(pid) = view.lock(lock).acquirer {
+            let whereabouts = labels::whereabouts(view, pid);
+            if let Some(whereabouts) = whereabouts.strip_prefix(", ") {
+                told.push(format!("The acquirer is {whereabouts}."));
+            }
+        }
         if let Some(cgroup) = &process.cgroup {
             told.push(format!("Its control group is {}.", Escaped(cgroup)));
         }
@@ -144,7 +150,11 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         if let (Some((_, more @ 1..)), Some(sentence)) = (last, told.last_mut()) {
             sentence.push_str(&format!(" (and {more} more descriptors)"));
         }
-        let process = labels::process(view, holder.pid);
+        let mut process = labels::process(view, holder.pid);
+        let whereabouts = labels::whereabouts(view, holder.pid);
+        if !whereabouts.is_empty() {
+            process = format!("{process}{whereabouts},");
+        }
         let since = view
             .process(holder.pid)
             .and_then(|process| process.start)
@@ -165,7 +175,7 @@ fn holders(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         sentence.push('.');
     }
     told.extend(places(report, lock));
-    if told.is_empty() {
+    if told.is_empty() && lock.verdict.reason != Some(Reason::Exiting) {
         told.push("Nothing was found that refers to it.".into());
     }
     told
@@ -177,7 +187,8 @@ fn places(report: &Report<'_>, lock: &LockView) -> Vec<String> {
     let sentence = |place: &Place| {
         let mut text = format!("It is {}", labels::within(place));
         let owner = |owner: &PlaceOwner| {
-            let process = labels::process(view, owner.pid);
+            let mut process = labels::process(view, owner.pid);
+            process.push_str(&labels::whereabouts(view, owner.pid));
             match owner.fd {
                 Some(fd) => format!("{process}, descriptor {fd}"),
                 None => process,
@@ -232,12 +243,26 @@ fn release(view: &View, lock: &LockView) -> Option<String> {
     let first = view.holders(lock).next().map(|holder| labels::process(view, holder.pid));
     Some(match (lock.verdict.state, first) {
         (State::Remote, _) => {
-            "Only the other side can release it; on an NFS server see /proc/fs/nfsd/clients.".into()
+            "The other side can release it. On the NFS server that gave it, an administrator can, \
+             too: one client's by writing `expire` to its ctl below /proc/fs/nfsd/clients, a whole \
+             file system's by writing its path to /proc/fs/nfsd/unlock_filesystem."
+                .into()
         }
         (State::Unknown, _) => {
             "Do not release it before it is known who holds it: run as root, on the host, or with \
              the daemon's history."
                 .into()
+        }
+        (State::Orphaned, None) if lock.verdict.reason == Some(Reason::Exiting) => {
+            match facts.acquirer {
+                RecordedPid::Local(pid) => format!(
+                    "It ends when {} gets out: look at what it waits for in /proc/{}/stack. Killing \
+                     it again changes nothing.",
+                    labels::process(view, pid),
+                    labels::reader_pid(view, pid)
+                ),
+                _ => "It ends when its acquirer gets out.".into(),
+            }
         }
         (_, None) => match view.places(lock).next() {
             Some(place) => release_place(view, place),

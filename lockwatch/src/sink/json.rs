@@ -13,6 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::clock::Timestamp;
 use super::{Report, labels};
 use crate::engine::classify::State;
+use crate::engine::container::{self, Container};
 use crate::engine::identity::{Pid, RecordedPid};
 use crate::engine::snapshot::{Place, PlaceKind, Process};
 use crate::engine::view::{LockView, View};
@@ -127,6 +128,7 @@ struct ProcessText {
     comm: Box<RawValue>,
     exe: Option<Box<RawValue>>,
     cgroup: Option<Box<RawValue>>,
+    container: Option<Box<RawValue>>,
     start_time: Option<Box<RawValue>>,
 }
 
@@ -140,6 +142,14 @@ fn process_texts(report: &Report<'_>) -> io::Result<HashMap<Pid, ProcessText>> {
                 comm: bytes(&process.comm)?,
                 exe: process.exe.as_deref().map(bytes).transpose()?,
                 cgroup: process.cgroup.as_deref().map(bytes).transpose()?,
+                container: process
+                    .cgroup
+                    .as_deref()
+                    .and_then(container::of_control_group)
+                    .map(|Container { runtime, id }| {
+                        to_raw_value(&ContainerText { runtime, id: Lossy(id) })
+                    })
+                    .transpose()?,
                 start_time: start.as_ref().map(to_raw_value).transpose()?,
             },
         ))
@@ -245,6 +255,8 @@ struct Acquirer<'a> {
     exe: Option<&'a RawValue>,
     start_time: Option<&'a RawValue>,
     cgroup: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a RawValue>,
     exit: Option<()>,
 }
 
@@ -256,6 +268,14 @@ struct Holder<'a> {
     via: &'static str,
     fd: Option<u32>,
     start_time: Option<&'a RawValue>,
+    /// Where it is another number, and known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ns_pid: Option<Pid>,
+    /// Where it was looked up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<Where<'a>>,
 }
@@ -291,6 +311,13 @@ fn place(place: &Place) -> Where<'_> {
     }
 }
 
+/// The container that a process is in.
+#[derive(Serialize)]
+struct ContainerText<'a> {
+    runtime: &'static str,
+    id: Lossy<'a>,
+}
+
 #[derive(Serialize)]
 struct Waiter<'a> {
     pid: Option<Pid>,
@@ -317,13 +344,18 @@ impl Serialize for Holders<'_> {
         serializer.collect_seq(view.holdings(lock).map(|holding| {
             let reader = holding.pid.and_then(|pid| view.process(pid)?.reader_pid);
             let process = holding.pid.and_then(|pid| context.process(pid));
+            let own = holding.pid.and_then(|pid| view.process(pid)?.ns_pid);
+            let shown = reader.or(holding.pid);
             Holder {
-                pid: reader.or(holding.pid),
+                pid: shown,
                 tid: if holding.tid == holding.pid { reader.or(holding.tid) } else { holding.tid },
                 comm: process.map(|process| &*process.comm),
                 via: holding.via.name(),
                 fd: holding.fd,
                 start_time: process.and_then(|process| process.start_time.as_deref()),
+                ns_pid: own.filter(|own| Some(*own) != shown),
+                cgroup: process.and_then(|process| process.cgroup.as_deref()),
+                container: process.and_then(|process| process.container.as_deref()),
                 place: holding.place.map(place),
             }
         }))
@@ -412,6 +444,7 @@ fn acquirer<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Acquirer<'a> {
         exe: text.and_then(|text| text.exe.as_deref()),
         start_time: text.and_then(|text| text.start_time.as_deref()),
         cgroup: text.and_then(|text| text.cgroup.as_deref()),
+        container: text.and_then(|text| text.container.as_deref()),
         exit: None,
     }
 }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use super::escape::Escaped;
 use crate::engine::classify::{Reason, State};
+use crate::engine::container::{self, Container};
 use crate::engine::identity::{Pid, RecordedPid};
 use crate::engine::snapshot::{Place, PlaceKind};
 use crate::engine::view::{LockView, View};
@@ -40,6 +41,28 @@ pub fn command(view: &View, pid: Pid) -> String {
 pub fn process(view: &View, pid: Pid) -> String {
     format!("{} (pid {})", command(view, pid), reader_pid(view, pid))
 }
+
+/// What else is known of where a process lives, after its name: `, pid 12 in its own pid namespace,
+/// in docker container 0123456789ab`.
+pub fn whereabouts(view: &View, pid: Pid) -> String {
+    let Some(process) = view.process(pid) else { return String::new() };
+    let mut text = String::new();
+    if let Some(own) = process.ns_pid.filter(|&own| own != reader_pid(view, pid)) {
+        let _ = write!(text, ", pid {own} in its own pid namespace");
+    }
+    if let Some(cgroup) = &process.cgroup
+        && let Some(Container { runtime, id }) = container::of_control_group(cgroup)
+    {
+        // As the runtimes themselves shorten ids; a name is told whole.
+        let short = if id.len() == FULL_ID { &id[..SHORT_ID] } else { id };
+        let _ = write!(text, ", in {runtime} container {}", Escaped(short));
+    }
+    text
+}
+
+/// Digits of a container's id, and of what `docker ps` shows of it.
+const FULL_ID: usize = 64;
+const SHORT_ID: usize = 12;
 
 /// The acquirer in a sentence.
 pub fn acquirer(view: &View, lock: &LockView) -> String {

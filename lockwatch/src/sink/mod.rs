@@ -7,10 +7,14 @@ pub mod columns;
 pub mod escape;
 pub mod events;
 pub mod explain;
+pub mod fuse;
+pub mod http;
 pub mod json;
 pub mod labels;
+pub mod metrics;
 pub mod reclaim;
 pub mod table;
+pub mod tree;
 
 use clock::Clock;
 

@@ -8,4 +8,5 @@ pub mod bpf;
 pub mod history;
 mod octal;
 pub mod procfs;
+pub mod remote;
 pub mod trace;

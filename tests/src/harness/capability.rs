@@ -4,7 +4,7 @@
 //!
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
-//! `pidns`, `netns`, `io_uring`, `loop-devices`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
+//! `pidns`, `netns`, `io_uring`, `loop-devices`, `fuse-mounts`, `cgroup2`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
 //! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
 //! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
@@ -45,6 +45,8 @@ impl Capabilities {
             ("netns", in_a_thread(|| unshare(UnshareFlags::NEWNET))),
             ("io_uring", io_uring()),
             ("loop-devices", loop_devices()),
+            ("cgroup2", super::control_group::hierarchy().map(drop)),
+            ("fuse-mounts", in_private_mounts(fuse_opens)),
             ("choose-pid", choose_pid()),
             ("pid-order", pid_order()),
             ("terminal", terminal()),
@@ -198,6 +200,12 @@ fn pid_order() -> Result<()> {
         bail!("{forks} processes since boot, and only {limit} pids");
     }
     Ok(())
+}
+
+fn fuse_opens() -> Result<()> {
+    let path = "/dev/fuse";
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map(drop).context(path)
 }
 
 fn loop_devices() -> Result<()> {

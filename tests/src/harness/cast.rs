@@ -159,6 +159,16 @@ impl Cast {
         Ok(answer)
     }
 
+    pub(super) fn stick_in_end(&mut self, name: &str, command: &str) -> Result<()> {
+        self.line(name)?.say(command)?;
+        let pid = self.actor(name)?.pid;
+        patience::until(&format!("{name} on its way out"), || {
+            let stat = descent::stat(pid).with_context(|| format!("{name} is gone"))?;
+            ensure!(stat.state != 'Z', "{name} is dead");
+            Ok(stat.exiting.then_some(()))
+        })
+    }
+
     /// After an exec the same process says hello again; before one that failed it says why.
     fn await_exec(&mut self, name: &str) -> Result<String> {
         let arrival = patience::until(&format!("the exec of {name}"), || {

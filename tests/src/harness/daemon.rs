@@ -13,7 +13,7 @@ use rustix::mount::MountFlags;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::invocation::{Run, Running};
+use super::invocation::{Invocation, Run, Running};
 use super::scene::{Scene, note};
 use super::{capability, patience};
 
@@ -53,8 +53,11 @@ impl House {
     /// and behind it.
     pub fn configure(&self, more: &str) -> Result<()> {
         let folder = self.folder.display();
-        let text =
-            format!("mount = \"{folder}/tree\"\nstate_dir = \"{folder}/bpf/lockwatch\"\n{more}\n");
+        // A socket of the house's own: several daemons of several tests run at once.
+        let text = format!(
+            "mount = \"{folder}/tree\"\nstate_dir = \"{folder}/bpf/lockwatch\"\n\
+             metrics_listen = \"unix:{folder}/metrics.sock\"\n{more}\n"
+        );
         fs::write(self.path("lockwatch.toml"), text).context("the configuration")
     }
 
@@ -72,16 +75,55 @@ impl House {
 
     /// Starts a daemon.
     pub fn launch(&self, scene: &Scene, args: &[&str]) -> Result<Daemon> {
-        let (config, log) = (self.config(), self.path("events.jsonl"));
-        let log_text = log.display().to_string();
-        let running = scene
-            .lockwatch(&["daemon", "--config", &config, "--log", &log_text])?
+        self.launch_with(scene, args, |invocation| invocation)
+    }
+
+    /// Starts a daemon in surroundings of its own.
+    pub fn launch_with(
+        &self,
+        scene: &Scene,
+        args: &[&str],
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
+        self.launch_from(scene, &self.path("lockwatch.toml"), args, surround)
+    }
+
+    /// Starts a daemon of another configuration, in surroundings of its own, and waits until it is
+    /// ready. Its events are in a file beside the configuration.
+    pub fn start_from(
+        &self,
+        scene: &Scene,
+        config: &Path,
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
+        let daemon = self.launch_from(scene, config, &[], surround)?;
+        self.wait_for_manager("READY=1")?;
+        Ok(daemon)
+    }
+
+    fn launch_from(
+        &self,
+        scene: &Scene,
+        config: &Path,
+        args: &[&str],
+        surround: impl FnOnce(Invocation) -> Invocation,
+    ) -> Result<Daemon> {
+        let log = match config.file_stem() {
+            Some(stem) if stem != "lockwatch" => {
+                config.with_file_name(stem).with_extension("jsonl")
+            }
+            _ => self.path("events.jsonl"),
+        };
+        let (config, log_text) = (config.display().to_string(), log.display().to_string());
+        let daemon = scene.lockwatch(&["daemon", "--config", &config, "--log", &log_text])?;
+        let running = surround(daemon)
             .args(args)
             .env("NOTIFY_SOCKET", self.path("notify"))
             .env("RUST_LOG", "lockwatch=info")
             .start()?;
         let read = fs::metadata(&log).map_or(0, |meta| meta.len());
-        Ok(Daemon { running, log, read, pending: Vec::new() })
+        let folder = scene.folder().to_owned();
+        Ok(Daemon { running, log, folder, read, pending: Vec::new() })
     }
 
     /// Waits for what the daemon tells its service manager.
@@ -110,6 +152,8 @@ impl House {
 pub struct Daemon {
     running: Running,
     log: PathBuf,
+    /// Where the test's own files are.
+    folder: PathBuf,
     /// Bytes of the log that were read.
     read: u64,
     /// Events that nobody asked for yet.
@@ -148,12 +192,15 @@ impl Daemon {
         }
     }
 
-    /// Fails where there was an event of one of these kinds among those not yet taken.
+    /// Fails where there was an event of one of these kinds about a file of the test, among those
+    /// not yet taken: other work on the machine has no part in it.
     pub fn told_none_of(&mut self, kinds: &[&str]) -> Result<()> {
         self.look()?;
         for event in &self.pending {
             let kind = event["kind"].as_str().unwrap_or_default();
-            ensure!(!kinds.contains(&kind), "there was an event {event}");
+            let path = event["lock"]["file"]["path"].as_str().map(Path::new);
+            let own = path.is_none_or(|path| path.starts_with(&self.folder));
+            ensure!(!own || !kinds.contains(&kind), "there was an event {event}");
         }
         Ok(())
     }

@@ -19,7 +19,12 @@ pub(super) struct Stat {
     pub(super) parent: i32,
     /// In clock ticks since boot: with the pid its identity.
     pub(super) start: u64,
+    /// On its way out (`PF_EXITING`), or dead by now.
+    pub(super) exiting: bool,
 }
+
+/// `PF_EXITING` of `include/linux/sched.h`.
+const PF_EXITING: u64 = 4;
 
 /// Reads it; `None` where there is no such process (any more).
 pub(super) fn stat(pid: i32) -> Option<Stat> {
@@ -35,6 +40,7 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
+        exiting: fields.get(6)?.parse::<u64>().ok()? & PF_EXITING != 0,
     })
 }
 

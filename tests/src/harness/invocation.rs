@@ -33,10 +33,33 @@ const KEPT: usize = 6000;
 #[repr(u8)]
 #[expect(missing_docs, reason = "capabilities(7) says what they are")]
 pub enum Capability {
+    DacReadSearch = 2,
+    Kill = 5,
+    SysPtrace = 19,
     SysAdmin = 21,
+    SysResource = 24,
     PerfMon = 38,
     Bpf = 39,
 }
+
+impl Capability {
+    /// The one with a name as `CAP_SYS_ADMIN`.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "CAP_DAC_READ_SEARCH" => Self::DacReadSearch,
+            "CAP_KILL" => Self::Kill,
+            "CAP_SYS_PTRACE" => Self::SysPtrace,
+            "CAP_SYS_ADMIN" => Self::SysAdmin,
+            "CAP_SYS_RESOURCE" => Self::SysResource,
+            "CAP_PERFMON" => Self::PerfMon,
+            "CAP_BPF" => Self::Bpf,
+            _ => return None,
+        })
+    }
+}
+
+/// Capabilities have numbers below this (`CAP_LAST_CAP` is 40 today).
+const CAPABILITIES: u8 = 64;
 
 /// A run that is about to be.
 pub struct Invocation {
@@ -45,7 +68,7 @@ pub struct Invocation {
     variables: Vec<(&'static str, OsString)>,
     folder: PathBuf,
     as_nobody: bool,
-    without: Vec<Capability>,
+    without: Vec<u8>,
     on_terminal: bool,
     no_reader: bool,
 }
@@ -72,6 +95,15 @@ impl Invocation {
         self
     }
 
+    /// Started by another program of the machine, which becomes it: `nsenter`, `setpriv`.
+    #[must_use]
+    pub fn through(mut self, program: &'static str, args: &[&str]) -> Self {
+        let inner = std::mem::replace(&mut self.program, PathBuf::from(program));
+        let outer = args.iter().map(OsString::from).chain([inner.into_os_string()]);
+        self.args = outer.chain(std::mem::take(&mut self.args)).collect();
+        self
+    }
+
     /// With a variable in its environment.
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
@@ -89,7 +121,15 @@ impl Invocation {
     /// As root without some of root's capabilities, which it cannot get back.
     #[must_use]
     pub fn without(mut self, capabilities: &[Capability]) -> Self {
-        self.without.extend(capabilities);
+        self.without.extend(capabilities.iter().map(|capability| *capability as u8));
+        self
+    }
+
+    /// As root with these capabilities and no others, which it cannot get back.
+    #[must_use]
+    pub fn with_only(mut self, capabilities: &[Capability]) -> Self {
+        let kept = |number: &u8| capabilities.iter().any(|kept| *kept as u8 == *number);
+        self.without.extend((0..CAPABILITIES).filter(|number| !kept(number)));
         self
     }
 
@@ -128,8 +168,14 @@ impl Invocation {
             // What the bounding set lacks, an exec does not give root either.
             let drop_them = move || {
                 for capability in &without {
+                    let number = u64::from(*capability);
                     // SAFETY: takes numbers only, and is but a system call.
-                    let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, *capability as u64) };
+                    if unsafe { libc::prctl(libc::PR_CAPBSET_READ, number) } < 0 {
+                        // This kernel has no such capability.
+                        continue;
+                    }
+                    // SAFETY: takes numbers only, and is but a system call.
+                    let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number) };
                     if done != 0 {
                         return Err(io::Error::last_os_error());
                     }
@@ -170,7 +216,10 @@ impl Invocation {
         let mut words = vec![escape(program.as_bytes())];
         words.extend(self.args.iter().map(|arg| escape(arg.as_bytes())));
         let user = if self.as_nobody { "(as nobody) " } else { "" };
-        let without: String = self.without.iter().map(|c| format!("(without {c:?}) ")).collect();
+        let without = match self.without.as_slice() {
+            [] => String::new(),
+            numbers => format!("(without capabilities {numbers:?}) "),
+        };
         format!("{user}{without}{}", words.join(" "))
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod capability;
 mod cast;
+pub mod control_group;
 pub mod daemon;
 mod descent;
 pub mod invocation;
@@ -18,12 +19,15 @@ mod options;
 pub mod patience;
 pub mod place;
 mod play;
+pub mod prometheus;
 pub mod report;
 pub mod runner;
 pub mod scene;
+pub mod scrape;
 mod stage;
 mod table;
 
+pub use control_group::ControlGroup;
 pub use invocation::Run;
 pub use report::{Lock, Report};
 pub use scene::{FileId, Scene, Skip};

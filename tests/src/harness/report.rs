@@ -44,6 +44,12 @@ impl<'a> At<'a> {
         Ok(At { value, path })
     }
 
+    /// `None` where it is not said at all: of what few processes have.
+    fn find(&self, key: &str) -> Option<At<'a>> {
+        let value = self.value.as_object()?.get(key)?;
+        Some(At { value, path: format!("{}.{key}", self.path) })
+    }
+
     /// `None` for null.
     fn known(self) -> Option<Self> {
         (!self.value.is_null()).then_some(self)
@@ -173,6 +179,8 @@ pub struct Acquirer {
     pub exe: Option<String>,
     pub start_time: Option<String>,
     pub cgroup: Option<String>,
+    /// Runtime and id.
+    pub container: Option<(String, String)>,
 }
 
 /// What keeps a lock alive.
@@ -185,6 +193,9 @@ pub struct Holder {
     pub via: String,
     pub fd: Option<u64>,
     pub start_time: Option<String>,
+    pub ns_pid: Option<i32>,
+    /// Runtime and id.
+    pub container: Option<(String, String)>,
 }
 
 /// Who waits for a lock.
@@ -342,7 +353,13 @@ fn acquirer(at: &At<'_>) -> Result<Acquirer> {
         exe: at.get("exe")?.known().map(|text| text.text()).transpose()?,
         start_time: at.get("start_time")?.known().map(|at| at.moment()).transpose()?,
         cgroup: at.get("cgroup")?.known().map(|text| text.text()).transpose()?,
+        container: container(at)?,
     })
+}
+
+fn container(at: &At<'_>) -> Result<Option<(String, String)>> {
+    let Some(container) = at.find("container") else { return Ok(None) };
+    Ok(Some((container.get("runtime")?.text()?, container.get("id")?.text()?)))
 }
 
 fn holder(at: &At<'_>) -> Result<Holder> {
@@ -353,6 +370,8 @@ fn holder(at: &At<'_>) -> Result<Holder> {
         via: at.get("via")?.word(VIA)?,
         fd: at.get("fd")?.known().map(|fd| fd.number()).transpose()?,
         start_time: at.get("start_time")?.known().map(|at| at.moment()).transpose()?,
+        ns_pid: at.find("ns_pid").map(|pid| pid.pid()).transpose()?,
+        container: container(at)?,
     })
 }
 

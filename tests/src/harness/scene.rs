@@ -114,6 +114,12 @@ impl Scene {
         self.cast.die_unreaped(name, command)
     }
 
+    /// Tells a rig to end, and waits until it is on its way out and no further.
+    pub fn sticks_in_its_end(&mut self, name: &str, command: &str) -> Result<()> {
+        note(&format!("> {name}: {command}  (stuck)"));
+        self.cast.stick_in_end(name, command)
+    }
+
     /// An actor's pid, dead or alive.
     pub fn pid(&self, name: &str) -> Result<i32> {
         Ok(self.cast.actor(name)?.pid)

@@ -49,6 +49,8 @@
 //!                                       it a thread of the kernel's
 //! loopdev DEVICE NAME                    a loop device over NAME; it ends with the last descriptor of
 //!                                       it, which is called DEVICE
+//! stick DIR                             a FUSE file system on DIR, for this mount namespace only, in
+//!                                       which every name is a file that cannot be closed
 //! mount proc|tmpfs PATH
 //! mass files COUNT DIR                  COUNT files, one flock each
 //! mass shares COUNT PATH                COUNT descriptions of one file, one shared flock each
@@ -190,6 +192,7 @@ pub enum Command {
     Comm { text: Vec<u8> },
     Become { uid: u32 },
     Unshare,
+    Stick { folder: Vec<u8> },
     LoopDevice { device: String, name: String },
     Unlink { path: Vec<u8> },
     Replace { path: Vec<u8> },
@@ -368,6 +371,7 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
         "leave" => Command::Leave,
         "comm" => Command::Comm { text: words.bytes("a text")? },
         "loopdev" => Command::LoopDevice { device: words.name()?, name: words.name()? },
+        "stick" => Command::Stick { folder: words.bytes("a directory")? },
         "unshare" => match words.next("what to unshare")? {
             "net" => Command::Unshare,
             word => return wrong(format!("{word:?} cannot be unshared: net")),

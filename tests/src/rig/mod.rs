@@ -18,6 +18,7 @@ mod locking;
 mod passing;
 mod player;
 mod resting;
+mod stuck;
 
 use std::ffi::OsString;
 

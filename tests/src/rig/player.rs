@@ -15,7 +15,7 @@ use super::descriptors::Descriptors;
 use super::files;
 use super::language::{self, Birth, Command};
 use super::locking::{self, Later, Patience, Progress};
-use super::{passing, resting};
+use super::{passing, resting, stuck};
 
 /// An actor.
 pub(super) struct Player {
@@ -107,6 +107,7 @@ impl Player {
                 self.descriptors.add(device.clone(), fd)?;
                 answer = format!("number={}", made.1);
             }
+            Command::Stick { folder } => stuck::serve(folder)?,
             Command::Unshare => {
                 // SAFETY: no descriptor table is unshared, which is what the call is unsafe for.
                 unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }

@@ -98,7 +98,7 @@ fn an_orphan_that_ends_is_recovered_and_then_all_is_clear(scene: &mut Scene) -> 
     scene.play(LEAKED)?;
     let orphan = daemon.expect("orphaned", on(scene, "lock")?)?;
     scene.play("heir: exit 0")?;
-    let event = daemon.expect("recovered", |_| true)?;
+    let event = daemon.expect("recovered", on(scene, "lock")?)?;
     same!("lock", event["lock"]["id"], orphan["lock"]["id"]);
     same!("how", event["how"], "released");
     daemon.expect("all_clear", |_| true)?;
@@ -111,12 +111,12 @@ fn a_forked_child_of_a_process_that_crashed_is_no_heir(scene: &mut Scene) -> Res
     scene.play(HELD)?;
     scene.play(
         "owner: fork child
-         owner: die SEGV",
+         owner: die TERM",
     )?;
     let event = daemon.expect("orphaned", on(scene, "lock")?)?;
     same!("reason", event["reason"], "inherited");
     same!("confidence", event["confidence"], "certain");
-    same!("signal", event["lock"]["acquirer"]["exit"]["signal"], 11);
+    same!("signal", event["lock"]["acquirer"]["exit"]["signal"], 15);
     daemon.stop()?;
     Ok(())
 }
@@ -269,7 +269,7 @@ fn a_lock_file_that_was_made_anew_is_told(scene: &mut Scene) -> Result<()> {
          other: open b lock
          other: flock b ex",
     )?;
-    let event = daemon.expect("lock_replaced", |_| true)?;
+    let event = daemon.expect("lock_replaced", on(scene, "lock")?)?;
     same!("old", event["lock"]["file"]["ino"], old.ino);
     same!("new", event["new_lock"]["file"]["ino"], scene.file("lock")?.ino);
     same!("new owner", event["new_lock"]["acquirer"]["pid"], scene.pid("other")?);
@@ -330,7 +330,7 @@ fn a_wait_past_its_threshold_is_told_once(scene: &mut Scene) -> Result<()> {
          waits: later flock a ex
          await waits blocked",
     )?;
-    let event = daemon.expect("long_wait", |_| true)?;
+    let event = daemon.expect("long_wait", on(scene, "lock")?)?;
     same!("by", event["by"]["pid"], scene.pid("waits")?);
     ensure!(event["since"].is_string(), "without a beginning: {event}");
     same!("blockers", event["blocked_by"].as_array().map(Vec::len), Some(1));

@@ -6,8 +6,11 @@
 mod base64;
 mod classification;
 mod columns;
+mod containers;
 mod daemon;
+mod dying;
 mod exit_codes;
+mod fleet;
 mod history;
 mod identity;
 mod in_flight;
@@ -22,15 +25,20 @@ mod reclaim;
 mod reclaim_hooks;
 mod reclaim_inject;
 mod reclaim_races;
+mod reclaim_soak;
 mod reclaim_ways;
 mod refused;
 mod registered;
 mod replay;
 mod rig;
+mod scrapes;
 mod service;
+mod shared_tables;
 mod sources;
 mod stories;
 mod targets;
+mod tree;
+mod tree_shell;
 mod unseen;
 mod verbs;
 mod waits;
@@ -56,6 +64,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim_ways", reclaim_ways::TESTS),
     ("reclaim_hooks", reclaim_hooks::TESTS),
     ("reclaim_inject", reclaim_inject::TESTS),
+    ("reclaim_soak", reclaim_soak::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
@@ -66,10 +75,17 @@ const THEMES: &[(&str, &[Test])] = &[
     ("kernel_held", kernel_held::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
+    ("scrapes", scrapes::TESTS),
+    ("fleet", fleet::TESTS),
     ("service", service::TESTS),
+    ("tree", tree::TESTS),
+    ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("containers", containers::TESTS),
+    ("dying", dying::TESTS),
+    ("shared_tables", shared_tables::TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -12,12 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(several_mappings_are_all_told).needs(NEEDS),
     once!(a_living_acquirer_that_maps_it_holds_it).needs(NEEDS),
     once!(who_opened_and_mapped_it_before_has_it_by_right).needs(NEEDS),
-    once!(who_mapped_it_before_the_acquirer_was_born_has_it_by_right).needs(&[
-        "root",
-        "iter/task_file",
-        "iter/task_vma",
-        "pid-order",
-    ]),
+    once!(who_mapped_it_before_the_acquirer_was_born_has_it_by_right).needs(NEEDS),
     once!(a_mapping_of_another_description_keeps_nothing).needs(NEEDS),
     once!(a_thread_whose_leader_is_gone_keeps_it).needs(NEEDS),
     once!(it_is_found_among_thousands_of_locks_and_mappings).needs(NEEDS),

@@ -10,6 +10,7 @@ mod holders;
 pub(crate) mod listing;
 mod machine;
 mod measure;
+mod reclaim;
 mod report;
 mod scenario;
 mod table;
@@ -36,6 +37,8 @@ use table::Style;
 pub(crate) enum Subject {
     /// `lockwatch scan` of 1,000 to 100,000 locks, beside lslocks and a read of /proc/locks
     Scan(ScanArgs),
+    /// `lockwatch reclaim --execute` of an orphan that one process keeps
+    Reclaim(reclaim::ReclaimArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -57,7 +60,10 @@ pub(crate) struct ScanArgs {
 
 /// Runs the benchmark.
 pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
-    let Subject::Scan(args) = subject;
+    let args = match subject {
+        Subject::Scan(args) => args,
+        Subject::Reclaim(args) => return reclaim::run(args),
+    };
     let binary = match &args.binary {
         Some(binary) => {
             binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?

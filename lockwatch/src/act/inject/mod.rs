@@ -12,7 +12,7 @@ mod halt;
 mod registers;
 
 use super::ActError;
-use super::description::{Description, unlock_request};
+use super::description::{Description, locks_behind, unlock_request};
 use super::process::Handle;
 use super::release::{Record, Stop, checked, reach, still_runs};
 use super::sight::{Sight, Sighting};
@@ -63,7 +63,7 @@ pub(super) fn through_holder(
     // The same descriptor again once all stand still, and the same locks behind it, or nothing is
     // done. No table need be read while they do.
     let description = Description::new(handle.fetch(fd)?);
-    let before = locks_behind(&plan.through, fd)?;
+    let before = of_holder(&plan.through, fd)?;
     record.step("fetched", format!("descriptor {fd} of pid {}", plan.through.reader_pid));
     let seen = checked(plan, sight, Some(&description))?;
     record.step("rechecked", "lock, owner, file and holders are those of the plan");
@@ -94,21 +94,16 @@ impl Call<'_> {
     /// Finds that nothing changed before everybody stood still.
     fn is_as_rechecked(&self) -> Result<(), ActError> {
         self.description.is_that_of(self.plan.through.tid, self.fd)?;
-        if locks_behind(&self.plan.through, self.fd)? != self.before {
+        if of_holder(&self.plan.through, self.fd)? != self.before {
             return Err(ActError::Race(Race::Another { what: "it changed at the last moment" }));
         }
         Ok(())
     }
 }
 
-/// The locks of a descriptor, as the kernel prints them: kind, access, who took them, bytes.
-fn locks_behind(holder: &Holder, fd: u32) -> Result<String, ActError> {
-    let path = format!("/proc/{}/task/{}/fdinfo/{fd}", holder.reader_pid, holder.tid);
-    let text =
-        std::fs::read_to_string(&path).map_err(|error| ActError::call(path.clone(), error))?;
-    let locks = text.lines().filter(|line| line.starts_with("lock:"));
-    // They are numbered by their place in the list, which others change.
-    Ok(locks.map(|line| line.splitn(3, ':').last().unwrap_or(line)).collect::<Vec<_>>().join("\n"))
+/// The locks behind a holder's descriptor.
+fn of_holder(holder: &Holder, fd: u32) -> Result<String, ActError> {
+    locks_behind(&format!("{}/task/{}", holder.reader_pid, holder.tid), fd)
 }
 
 #[cfg(target_arch = "x86_64")]

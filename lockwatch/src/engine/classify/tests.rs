@@ -1,5 +1,7 @@
 //! Verdicts as specifications: each test is one way in which a lock comes to be what it is.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::engine::identity::{Access, BootTime, LockKind, Owner, ProcessId, Range};
 use crate::engine::snapshot::{FileIx, PlaceKind, PlaceOwner, Remembered, Taken};
@@ -56,6 +58,7 @@ struct Case {
     overdue: bool,
     places: Vec<Place>,
     processes: BTreeMap<Pid, Process>,
+    stuck: BTreeSet<ProcessId>,
 }
 
 impl Case {
@@ -74,6 +77,7 @@ impl Case {
             overdue: false,
             places: Vec::new(),
             processes: BTreeMap::new(),
+            stuck: BTreeSet::new(),
         }
     }
 
@@ -98,6 +102,7 @@ impl Case {
             places: &self.places.iter().collect::<Vec<_>>(),
             search: &Search::none("nobody looked"),
             processes: &self.processes,
+            stuck: &self.stuck,
             births: &self.births,
             nested: self.nested,
             hidden: self.hidden,
@@ -299,7 +304,7 @@ fn watched(mut case: Case, death: Option<(Option<i32>, Option<i32>)>) -> Case {
         exe: None,
         cgroup: None,
     };
-    case.lock.taken = Some(Taken { at: BootTime(TAKEN), by });
+    case.lock.taken = Some(Taken { at: BootTime(TAKEN), by: by.into() });
     case.death =
         death.map(|(code, signal)| Death { process: id, at: BootTime(TAKEN * 2), code, signal });
     case.births = Births::default();
@@ -413,7 +418,8 @@ fn a_recycled_pid_is_told_apart_within_one_clock_tick() {
     let case = watched(Case::new(Some(another.clone()), vec![(300, born(20))]), KILLED);
     assert!(!case.verdict().recycled, "history may have it in clock ticks");
     let mut exact = case;
-    exact.lock.taken.as_mut().unwrap().by.id.start = StartTime(10_000_000_002);
+    exact.lock.taken.as_mut().map(|taken| Arc::make_mut(&mut taken.by)).unwrap().id.start =
+        StartTime(10_000_000_002);
     assert!(exact.verdict().recycled);
 }
 
@@ -464,7 +470,8 @@ fn a_posix_lock_in_a_shared_table_is_handed_over_by_a_clean_exit_alone() {
 #[test]
 fn history_of_another_taking_proves_nothing() {
     let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
-    case.lock.taken.as_mut().unwrap().by.id.pid = ACQUIRER + 1;
+    case.lock.taken.as_mut().map(|taken| Arc::make_mut(&mut taken.by)).unwrap().id.pid =
+        ACQUIRER + 1;
     assert_eq!(case.state(), (State::HandedOver, None, LIKELY), "as without history");
     let mut case = watched(Case::new(None, vec![(300, forked(20))]), KILLED);
     case.death.as_mut().unwrap().process.start = StartTime(1);
@@ -496,4 +503,46 @@ fn a_stuck_acquirers_own_ring_does_not_make_it_hold_the_lock() {
     assert_eq!(case.state().0, State::Held, "within the grace");
     case.overdue = true;
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));
+}
+
+#[test]
+fn what_dies_is_waited_for_and_is_an_orphan_once_it_is_stuck() {
+    let dying = Process { exiting: true, ..born(10) };
+    let mut case = Case::new(Some(dying.clone()), vec![]);
+    assert_eq!(case.state(), UNKNOWN);
+    let other = ProcessId { pid: ACQUIRER, start: StartTime(HOUR) };
+    case.stuck.insert(other);
+    assert_eq!(case.state(), UNKNOWN, "another process had the pid");
+    case.stuck.insert(ProcessId { pid: ACQUIRER, start: StartTime(10_000_000_000) });
+    assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));
+    assert_eq!(case.verdict().acquirer_alive, Some(true), "it is still there");
+    // Who had the description before goes on with it.
+    let older = Case::new(Some(dying), vec![(50, born(5))]);
+    let case = Case { stuck: case.stuck, ..older };
+    assert_eq!(case.state(), (State::Shared, None, LIKELY));
+}
+
+#[test]
+fn what_a_file_servers_thread_took_is_its_clients() {
+    let server = Process { kernel_thread: true, ..born(10) };
+    let case = Case::new(Some(server.clone()), vec![]);
+    assert_eq!(case.state(), (State::Remote, None, LIKELY));
+    // Where a process has the description, the thread only got the pid of who took it.
+    let case = Case::new(Some(server), vec![(300, born(5))]);
+    assert_eq!(case.state().0, State::Orphaned);
+}
+
+#[test]
+fn a_delegation_that_outlives_the_servers_thread_is_still_a_clients() {
+    let mut case = Case::new(None, vec![]);
+    case.lock = lock(LockKind::Deleg);
+    assert_eq!(case.state(), (State::Remote, None, LIKELY));
+}
+
+#[test]
+fn a_posix_lock_without_an_fd_table_is_nobodys_orphan() {
+    let mut case = Case::new(None, vec![]);
+    case.lock = lock(LockKind::Posix);
+    assert_eq!(case.state(), UNKNOWN);
+    assert!(case.verdict().evidence.contains(&Evidence::NoTable));
 }

@@ -69,7 +69,7 @@ impl Engine {
     pub fn new(settings: Settings) -> Self {
         Self {
             seq: 0,
-            view: Arc::new(View::new(Snapshot::default(), &[])),
+            view: nothing(),
             watched: BTreeMap::new(),
             schedule: Schedule::new(settings.gc_interval),
             reorder: Reorder::default(),
@@ -242,6 +242,8 @@ impl Engine {
         let grace = self.settings.grace;
         self.schedule.read(begun, now);
         let overdue = Some(begun.before(grace));
+        // Not two views at once, which may be large.
+        self.view = nothing();
         let mut view = View::with_patience(snapshot, &ids, overdue);
         self.orphans.confirm(&mut view, begun, grace, &mut self.schedule);
         self.view = Arc::new(view);
@@ -276,6 +278,10 @@ impl Engine {
         }));
         files.into_iter().collect()
     }
+}
+
+fn nothing() -> Arc<View> {
+    Arc::new(View::new(Snapshot::default(), &[]))
 }
 
 #[cfg(test)]

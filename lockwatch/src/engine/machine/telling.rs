@@ -56,7 +56,7 @@ impl Scene<'_> {
         Told {
             path: self.path(name.file),
             watch: self.watch(name.file),
-            acquirer: taken.map(|taken| Party::from(&taken.by)).or(recorded),
+            acquirer: taken.map(|taken| Party::from(&*taken.by)).or(recorded),
             death: death(self.view, lock).copied(),
             taken_at: taken.map(|taken| taken.at),
             lock: name,

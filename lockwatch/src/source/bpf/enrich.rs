@@ -30,6 +30,12 @@ pub(super) fn enrich(snapshot: &mut Snapshot, loose: &Loose) -> io::Result<()> {
     let mut limits = Limits::default();
     let reader = Reader::of(&root, &mut limits)?;
     snapshot.nested = reader.is_nested();
+    if snapshot.nested {
+        limits.hides_holders(
+            "BPF iterators show the processes of this pid namespace only: acquirers and holders \
+             outside of it are not seen",
+        );
+    }
     snapshot.births = reader.births(&root, &mut limits)?;
     name_files(snapshot);
     mount_names(snapshot, &loose.names);

@@ -38,7 +38,7 @@ pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
 use seeds::Seeds;
 pub use unseen::explain;
-use window::MappedWindow;
+use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev};
 use crate::engine::snapshot::{Hides, Limit, Snapshot};
@@ -119,10 +119,57 @@ pub struct Reading {
 pub fn read() -> Result<Reading, BpfError> {
     let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
-    let mut iterator = TaskFileIterator::load(seeds.descriptor())?;
+    let mut snapshots = Snapshots { iterator: TaskFileIterator::load(seeds.descriptor())?, seeds };
     log::debug!("loaded");
-    let mut assembler = Assembler::new(seeds.descriptor());
-    let state = iterator.read_beside(|record| assembler.take(record))?;
+    snapshots.take(begun)
+}
+
+/// The loaded program, for one snapshot after the other.
+pub struct Snapshots {
+    iterator: TaskFileIterator,
+    seeds: Seeds,
+}
+
+impl Snapshots {
+    /// Loads the program.
+    ///
+    /// # Errors
+    /// Where the kernel or the privileges do not allow it.
+    pub fn load() -> Result<Self, BpfError> {
+        let seeds = Seeds::take().map_err(BpfError::Seeds)?;
+        let iterator = TaskFileIterator::load(seeds.descriptor())?;
+        // Between two snapshots nobody is to see them.
+        seeds.give_up().map_err(BpfError::Seeds)?;
+        Ok(Self { iterator, seeds })
+    }
+
+    /// Takes one snapshot.
+    ///
+    /// # Errors
+    /// Where the iterator fails.
+    pub fn read(&mut self) -> Result<Reading, BpfError> {
+        let begun = now();
+        self.seeds.take_anew().map_err(BpfError::Seeds)?;
+        self.iterator.begin_anew();
+        let reading = self.take(begun);
+        self.seeds.give_up().map_err(BpfError::Seeds)?;
+        reading
+    }
+
+    fn take(&mut self, begun: BootTime) -> Result<Reading, BpfError> {
+        let seeds = &self.seeds;
+        let mut assembler = Assembler::new(seeds.descriptor());
+        let state = self.iterator.read_beside(|record| assembler.take(record))?;
+        log_reading(&state);
+        let ended = now();
+        let (mut snapshot, loose, own_files) = assembler.finish();
+        snapshot.limits.extend(limits(&state, seeds));
+        enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
+        Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
+    }
+}
+
+fn log_reading(state: &State) {
     log::debug!(
         "read: {} descriptors, {} lists, {} begun anew, {} cut",
         state.visited,
@@ -130,12 +177,6 @@ pub fn read() -> Result<Reading, BpfError> {
         state.restarted,
         state.cut
     );
-    drop(iterator);
-    let ended = now();
-    let (mut snapshot, loose, own_files) = assembler.finish();
-    snapshot.limits.extend(limits(&state, &seeds));
-    enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
-    Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
 }
 
 /// `CLOCK_BOOTTIME`.
@@ -161,9 +202,10 @@ fn limits(state: &State, seeds: &Seeds) -> Vec<Limit> {
     limits
 }
 
-/// The loaded program. It can be read once.
+/// The loaded program.
 struct TaskFileIterator {
     window: MappedWindow,
+    walked: MappedWalked,
     object: Ebpf,
 }
 
@@ -198,8 +240,19 @@ impl TaskFileIterator {
             _ => Err(io::ErrorKind::NotFound.into()),
         }
         .map_err(failed("window"))?;
+        let walked = match object.map(WALKED_MAP) {
+            Some(Map::Array(map)) => MappedWalked::new(map.fd(), walked),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+        .map_err(failed("table of inodes"))?;
         Self::program(&mut object)?.load(PROGRAM, &targets).map_err(failed(PROGRAM))?;
-        Ok(Self { window, object })
+        Ok(Self { window, walked, object })
+    }
+
+    /// Forgets the snapshot before.
+    fn begin_anew(&mut self) {
+        self.window.reset();
+        self.walked.clear();
     }
 
     fn program(object: &mut Ebpf) -> Result<&mut Iter, BpfError> {

@@ -21,26 +21,39 @@ impl Seeds {
     /// Takes a lock on each CPU that is online. The thread goes from one to the next, and back.
     pub(super) fn take() -> io::Result<Self> {
         let file = memfd_create(c"lockwatch", MemfdFlags::CLOEXEC)?;
+        let mut seeds = Self { file, missing: Vec::new() };
+        seeds.take_anew()?;
+        Ok(seeds)
+    }
+
+    /// Takes each anew, so that it is younger than every lock of now.
+    pub(super) fn take_anew(&mut self) -> io::Result<()> {
+        self.give_up()?;
         let online =
             parse(&fs::read_to_string("/sys/devices/system/cpu/online")?).ok_or_else(|| {
                 io::Error::other("/sys/devices/system/cpu/online: not a list of CPUs")
             })?;
         let home = sched_getaffinity(None)?;
-        let mut missing = Vec::new();
+        self.missing.clear();
         for cpu in online {
             if cpu >= CpuSet::MAX_CPU {
-                missing.push(cpu);
+                self.missing.push(cpu);
                 continue;
             }
             let mut only = CpuSet::new();
             only.set(cpu);
             match sched_setaffinity(None, &only) {
-                Ok(()) => lock_byte(file.as_fd(), cpu)?,
-                Err(_) => missing.push(cpu),
+                Ok(()) => lock_byte(self.file.as_fd(), cpu)?,
+                Err(_) => self.missing.push(cpu),
             }
         }
         sched_setaffinity(None, &home)?;
-        Ok(Self { file, missing })
+        Ok(())
+    }
+
+    /// Gives all of them up.
+    pub(super) fn give_up(&self) -> io::Result<()> {
+        set(self.file.as_fd(), libc::F_UNLCK, 0, 0)
     }
 
     /// The descriptor that they are on.
@@ -51,12 +64,16 @@ impl Seeds {
 
 /// Every second byte, so that the kernel does not make one lock of two.
 fn lock_byte(file: BorrowedFd<'_>, cpu: usize) -> io::Result<()> {
-    let byte = i64::try_from(2 * cpu).map_err(io::Error::other)?;
+    set(file, libc::F_RDLCK, i64::try_from(2 * cpu).map_err(io::Error::other)?, 1)
+}
+
+/// Sets or gives up bytes; a length of 0 is all to the end.
+fn set(file: BorrowedFd<'_>, access: libc::c_int, start: i64, length: i64) -> io::Result<()> {
     let lock = libc::flock {
-        l_type: libc::F_RDLCK as libc::c_short,
+        l_type: access as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte,
-        l_len: 1,
+        l_start: start,
+        l_len: length,
         l_pid: 0,
     };
     // SAFETY: the descriptor is open, and the kernel only reads `lock`.

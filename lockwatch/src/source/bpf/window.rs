@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use lockwatch_common::snapshot::{State, WINDOW_BYTES, Window};
+use lockwatch_common::snapshot::{State, WALKED_WAYS, WINDOW_BYTES, Window};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The mapped window.
@@ -38,6 +38,12 @@ impl MappedWindow {
         unsafe { (&raw const (*self.window.as_ptr()).state).read_volatile() }
     }
 
+    /// Has the program begin anew.
+    pub(super) fn reset(&mut self) {
+        // SAFETY: as for `state`; zeros are a state.
+        unsafe { (&raw mut (*self.window.as_ptr()).state).write_bytes(0, 1) };
+    }
+
     /// Says what the program is to do next.
     pub(super) fn set_mode(&mut self, mode: u64) {
         // SAFETY: as for `state`.
@@ -56,6 +62,42 @@ impl MappedWindow {
         // SAFETY: as for `state`.
         unsafe { (&raw mut (*self.window.as_ptr()).state.used).write_volatile(0) };
         taken
+    }
+}
+
+/// The mapped table of inodes that were walked.
+pub(super) struct MappedWalked {
+    buckets: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: as for `MappedWindow`.
+unsafe impl Send for MappedWalked {}
+
+impl MappedWalked {
+    /// Maps the values of the map behind `map`, which has so many buckets.
+    pub(super) fn new(map: impl AsFd, buckets: u32) -> io::Result<Self> {
+        let length = (buckets as usize * WALKED_WAYS * size_of::<u64>()).next_multiple_of(PAGE);
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let at =
+            unsafe { mmap(std::ptr::null_mut(), length, flags, MapFlags::SHARED, map.as_fd(), 0)? };
+        let buckets = NonNull::new(at.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { buckets, length })
+    }
+
+    /// Forgets every inode.
+    pub(super) fn clear(&mut self) {
+        // SAFETY: the mapping is of that size; the program runs only inside the read(2) of the
+        // thread that has `self`.
+        unsafe { self.buckets.as_ptr().write_bytes(0, self.length) };
+    }
+}
+
+impl Drop for MappedWalked {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, to which nothing refers any more.
+        let _ = unsafe { munmap(self.buckets.as_ptr().cast(), self.length) };
     }
 }
 

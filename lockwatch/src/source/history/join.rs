@@ -5,6 +5,7 @@
 //! no taking.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use lockwatch_common::history::{
@@ -18,7 +19,7 @@ use super::{HistoryError, Tables};
 use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
-use crate::engine::snapshot::{Death, Lock, Snapshot, Taken};
+use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
 
 /// What the tables hold, read at one time.
 #[derive(Debug, Default)]
@@ -192,6 +193,7 @@ fn owners_told(
 /// was taken later is not the lock that it shows.
 pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names: &mut Names) {
     let mut dead: BTreeMap<ProcessId, Death> = BTreeMap::new();
+    let mut takers: BTreeMap<ProcessId, Arc<Remembered>> = BTreeMap::new();
     let files: Vec<(u32, u64)> =
         snapshot.files.iter().map(|file| (raw_dev(file.dev), file.ino)).collect();
     for lock in &mut snapshot.locks {
@@ -201,6 +203,10 @@ pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names
             continue;
         }
         let by = names.remembered(&entry.by);
+        // It may have had another name when it took another lock.
+        let known = takers.get(&by.id).filter(|known| ***known == by);
+        let by = known.cloned().unwrap_or_else(|| Arc::new(by));
+        takers.insert(by.id, Arc::clone(&by));
         if let Some(ending) = contents.endings.get(&entry.by.process()) {
             dead.insert(by.id, death(&entry.by.process(), ending));
         }

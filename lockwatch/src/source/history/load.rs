@@ -91,7 +91,7 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
     for name in PROGRAMS {
         program(&mut object, name)?.load(name, &targets).map_err(|error| {
             if let ProgramError::LoadError { verifier_log, .. } = &error {
-                eprintln!("{name}: {verifier_log}");
+                log::debug!("{name}: {verifier_log}");
             }
             bpf::failed(name)(error)
         })?;

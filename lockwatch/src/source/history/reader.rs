@@ -17,11 +17,13 @@ use crate::engine::id::{self, IdKey};
 use crate::engine::input::{self, FileId};
 use crate::engine::snapshot::Limit;
 use crate::engine::view::View;
-use crate::source::bpf;
+use crate::source::bpf::{self, Snapshots};
 
 /// Takes readings.
 pub struct Reader {
     tables: Arc<Tables>,
+    /// Loaded with the first reading, and anew after one that failed.
+    snapshots: Option<Snapshots>,
     collector: Collector,
     names: Names,
     key: IdKey,
@@ -40,7 +42,8 @@ pub struct Taken {
 impl Reader {
     /// A reader of these tables, which makes ids with `key`; `limits` holds for all its readings.
     pub fn new(tables: Arc<Tables>, key: IdKey, limits: Vec<Limit>) -> Self {
-        Self { tables, collector: Collector::default(), names: Names::default(), key, limits }
+        let (collector, names) = (Collector::default(), Names::default());
+        Self { tables, snapshots: None, collector, names, key, limits }
     }
 
     /// Takes one, and finds out what is at `paths`.
@@ -49,7 +52,12 @@ impl Reader {
     /// Where the kernel's lists or the tables cannot be read.
     pub fn read(&mut self, paths: &[PathBuf]) -> Result<Taken, HistoryError> {
         let handles: Vec<Option<OwnedFd>> = paths.iter().map(|path| handle(path)).collect();
-        let mut reading = bpf::read()?;
+        let mut snapshots = match self.snapshots.take() {
+            Some(snapshots) => snapshots,
+            None => Snapshots::load()?,
+        };
+        let mut reading = snapshots.read()?;
+        self.snapshots = Some(snapshots);
         let identity = |handle: &OwnedFd| {
             let number = u32::try_from(handle.as_raw_fd()).ok()?;
             let &(dev, ino) = reading.own_files.get(&number)?;

@@ -159,7 +159,6 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
         locks: made.locks,
         waiters: made.waiters,
         references: made.references,
-        places: Vec::new(),
         search: Search::none("/proc does not show it"),
         processes,
         births,

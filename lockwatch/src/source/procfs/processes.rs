@@ -150,6 +150,7 @@ impl Processes {
         let mut process = stat.map_or_else(Process::default, |stat| Process {
             start: Some(StartTime::from_ticks(stat.start)),
             forked_no_exec: Some(stat.forked_no_exec()),
+            kernel_thread: stat.is_kernel_thread(),
             exiting: stat.is_exiting(),
             zombie: stat.is_zombie(),
             parent: known(stat.parent),

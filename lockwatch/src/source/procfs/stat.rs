@@ -202,6 +202,8 @@ mod tests {
         let stat = parse(&line("x", 'Z', 3, 0x4)).unwrap();
         assert!(stat.leader_exited() && !stat.is_zombie() && !stat.is_exiting());
         assert!(parse(&line("x", 'R', 1, 0x4)).unwrap().is_exiting());
+        assert!(parse(&line("nfsd", 'S', 1, 0x20_8040)).unwrap().is_kernel_thread());
+        assert!(!parse(&line("x", 'S', 1, 0x40_0040)).unwrap().is_kernel_thread());
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Mask {
             limits,
             stable_owners,
             nested,
+            stuck,
         } = snapshot;
         Snapshot {
             files,
@@ -81,6 +82,7 @@ impl Mask {
             limits,
             stable_owners,
             nested,
+            stuck,
         }
     }
 

@@ -8,6 +8,7 @@ mod witness;
 
 use anyhow::{Context, Result, ensure};
 use lockwatch::engine::identity::{Access, LockKind};
+use lockwatch::source::bpf;
 use lockwatch::source::history::{Continuity, History, Sizes};
 use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_history_that_is_ended_leaves_nothing).needs(NEEDS),
     once!(a_full_table_costs_knowledge_and_no_truth).needs(NEEDS),
     once!(what_is_counted_adds_up).needs(NEEDS),
+    once!(one_reading_after_the_other_shows_what_is_there_then).needs(NEEDS),
 ];
 
 const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts"];
@@ -250,5 +252,32 @@ fn what_is_counted_adds_up(scene: &mut Scene) -> Result<()> {
         );
     }
     witness.look()?;
+    Ok(())
+}
+
+fn one_reading_after_the_other_shows_what_is_there_then(scene: &mut Scene) -> Result<()> {
+    let mut snapshots = bpf::Snapshots::load().context("loading")?;
+    scene.play("start owner\nowner: open a a\nowner: open b b\nowner: open c c")?;
+    let files = ["a", "b", "c"].map(|file| scene.file(file));
+    let mut seen = |scene: &mut Scene, story: &str| {
+        scene.play(story)?;
+        let snapshot = snapshots.read().context("a reading")?.snapshot;
+        ensure!(snapshot.limits.is_empty(), "it says {:?}", snapshot.limits);
+        let there = |file: &Result<lockwatch_tests::harness::FileId>| {
+            let Ok(file) = file else { return false };
+            snapshot.locks.iter().any(|lock| {
+                let at = &snapshot.files[lock.file.0 as usize];
+                at.ino == file.ino && at.dev.to_string() == file.dev
+            })
+        };
+        Ok(files.iter().map(there).collect::<Vec<_>>())
+    };
+    same!("nothing", seen(scene, "")?, [false, false, false]);
+    same!("a, c", seen(scene, "owner: flock a ex\nowner: posix c rd 0 9")?, [true, false, true]);
+    same!("c", seen(scene, "owner: flock a un")?, [false, false, true]);
+    same!("b", seen(scene, "owner: ofd b wr 0 9\nowner: posix c un 0 9")?, [false, true, false]);
+    for _ in 0..50 {
+        same!("b still", seen(scene, "")?, [false, true, false]);
+    }
     Ok(())
 }

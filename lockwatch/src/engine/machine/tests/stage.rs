@@ -141,7 +141,7 @@ impl World {
 
     /// `pid` locks the description `owner` of a file.
     pub(crate) fn lock(&mut self, pid: Pid, ino: u64, owner: u64, access: Access, at: BootTime) {
-        let taken = Some(Taken { at, by: self.who(pid) });
+        let taken = Some(Taken { at, by: self.who(pid).into() });
         self.facts.locks.push(Lock {
             entry: 0x1000 + owner,
             file: self.ix(ino),
@@ -309,8 +309,9 @@ impl Stage {
         let taken =
             facts.and_then(|lock| lock.taken.clone()).expect("taken while somebody watched");
         self.world.unlock(owner);
-        let ended_by = taken.by.clone();
-        Ended { lock, by: taken.by, taken_at: taken.at, at: self.now, ended_by, death, written }
+        let by = Remembered::clone(&taken.by);
+        let ended_by = by.clone();
+        Ended { lock, by, taken_at: taken.at, at: self.now, ended_by, death, written }
     }
 
     /// `pid` takes an exclusive lock on a description that it has; nothing is handed in.

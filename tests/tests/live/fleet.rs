@@ -1,0 +1,167 @@
+//! A fleet: a real Prometheus that scrapes three daemons, with the rules and the dashboard that are
+//! shipped.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lockwatch_tests::harness::daemon::{Daemon, House};
+use lockwatch_tests::harness::prometheus::{Machine, Network, Prometheus};
+use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::{once, same};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::stories::LEAKED;
+
+pub(crate) const TESTS: &[Test] =
+    &[once!(queries_give_the_numbers_of_what_happened_on_three_machines)
+        .needs(&[
+            "root",
+            "iter/task_file",
+            "tp_btf",
+            "mounts",
+            "netns",
+            "program:ip",
+            "program:nsenter",
+            "program:unshare",
+            "program:prometheus",
+            "program:promtool",
+        ])
+        .within(Duration::from_secs(180))];
+
+const RULES: &str = include_str!("../../../deploy/prometheus/lockwatch.rules.yml");
+const DASHBOARD: &str = include_str!("../../../deploy/grafana/lockwatch.json");
+
+/// A daemon on a machine of its own, with a configuration of its own. They share the kernel, and so
+/// what there is to see.
+fn daemon(
+    scene: &Scene,
+    house: &House,
+    machine: &Machine,
+    name: &str,
+    more: &str,
+) -> Result<Daemon> {
+    let folder = house.path("");
+    let folder = folder.display();
+    let config = house.path(&format!("{name}.toml"));
+    let text = format!(
+        "mount = \"{folder}{name}.tree\"\nstate_dir = \"{folder}bpf/{name}\"\n\
+         metrics_listen = \"{}:9965\"\n{more}\n",
+        machine.address
+    );
+    fs::write(&config, text).context("a configuration")?;
+    house.start_from(scene, &config, |daemon| machine.host(daemon))
+}
+
+fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene) -> Result<()> {
+    let house = House::build(scene)?;
+    let network = Network::new(scene)?;
+    let machines: Vec<Machine> =
+        (1..=3).map(|number| network.machine(scene, number)).collect::<Result<_>>()?;
+    let path = scene.path_text("lock")?;
+    let watch = format!("[[watch]]\nname = \"aim\"\npath = \"{path}\"");
+    let configurations = [
+        ("a", format!("gc_interval = \"200ms\"\ngrace = \"50ms\"\n{watch}")),
+        ("b", "gc_interval = \"1s\"\ngrace = \"100ms\"".to_owned()),
+        ("c", "gc_interval = \"500ms\"\ngrace = \"50ms\"\nlong_wait = \"300ms\"".to_owned()),
+    ];
+    let mut daemons = Vec::new();
+    for (machine, (name, more)) in machines.iter().zip(&configurations) {
+        daemons.push(daemon(scene, &house, machine, name, more)?);
+    }
+    let targets: Vec<String> =
+        machines.iter().map(|machine| format!("{}:9965", machine.address)).collect();
+    let prometheus =
+        Prometheus::start(scene, &network, &house.path("prometheus"), &targets, RULES)?;
+    prometheus.wait_for("sum(up{job=\"lockwatch\"})", |values| values == [3.0])?;
+    prometheus.wait_for("count(lockwatch_watched_lock_held == 0)", |values| values == [1.0])?;
+
+    for target in &targets {
+        let (status, text) = network.get(target, "/metrics")?;
+        same!("status", status, 200);
+        fs::write(house.path("scraped"), text).context("what was scraped")?;
+        let scraped = house.path("scraped").display().to_string();
+        let script = "promtool check metrics < \"$1\"";
+        let check = scene.program("sh", &["-c", script, "sh", &scraped])?.run()?;
+        check.exits(0)?;
+        same!("what promtool says", check.complaints()?, Vec::<&str>::new());
+    }
+
+    // One orphan.
+    scene.play(LEAKED)?;
+    prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [1.0])?;
+    let orphans = "count(sum by (instance) (lockwatch_orphaned_locks{reason=\"inherited\"}) >= 1)";
+    prometheus.wait_for(orphans, |values| values == [3.0])?;
+    prometheus
+        .wait_for("count(instance:lockwatch_orphaned_locks:sum >= 1)", |values| values == [3.0])?;
+
+    // One deadlock, and two long waits for who is told early of them.
+    scene.play(
+        "start one
+         start two
+         one: open x left
+         one: open y right
+         two: open x left
+         two: open y right
+         one: flock x ex
+         two: flock y ex
+         one: later flock y ex
+         await one blocked
+         two: later flock x ex
+         await two blocked",
+    )?;
+    let deadlocks = "count(lockwatch_races_total{kind=\"deadlock\"} >= 1)";
+    prometheus.wait_for(deadlocks, |values| values == [3.0])?;
+    let long = format!("lockwatch_races_total{{kind=\"long_wait\",instance=\"{}\"}}", targets[2]);
+    prometheus.wait_for(&long, |values| matches!(values, [waits] if *waits >= 2.0))?;
+    let alert = "count(ALERTS{alertname=\"LockwatchDeadlock\",alertstate=\"firing\"})";
+    prometheus.wait_for(alert, |values| values == [3.0])?;
+
+    every_panel_has_data(&prometheus)?;
+
+    // The orphan ends.
+    scene.play("heir: exit 0")?;
+    prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [0.0])?;
+
+    // A daemon that stands still: it cannot be scraped, and its heart stopped when it did.
+    daemons[1].signal(Signal::STOP)?;
+    let up = format!("up{{instance=\"{}\"}}", targets[1]);
+    prometheus.wait_for(&up, |values| values == [0.0])?;
+    let age = |instance: &str| {
+        format!(
+            "time() - last_over_time(lockwatch_heartbeat_timestamp_seconds{{instance=\"{instance}\"}}[6h])"
+        )
+    };
+    prometheus.wait_for(&age(&targets[1]), |values| matches!(values, [age] if *age > 5.0))?;
+    prometheus.wait_for(&age(&targets[0]), |values| matches!(values, [age] if *age < 5.0))?;
+    daemons[1].signal(Signal::CONT)?;
+    prometheus.wait_for(&up, |values| values == [1.0])?;
+    prometheus.wait_for(&age(&targets[1]), |values| matches!(values, [age] if *age < 5.0))?;
+
+    prometheus.stop()?;
+    for daemon in daemons {
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// Every query of the dashboard, panel by panel.
+fn every_panel_has_data(prometheus: &Prometheus<'_>) -> Result<()> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).context("the dashboard")?;
+    let panels = dashboard["panels"].as_array().context("no panels")?;
+    ensure!(panels.len() > 10, "only {} panels", panels.len());
+    for panel in panels {
+        for target in panel["targets"].as_array().context("no queries")? {
+            let query = target["expr"].as_str().context("no query")?;
+            let query = query
+                .replace("$job", "lockwatch")
+                .replace("$instance", ".*")
+                .replace("$__rate_interval", "10s");
+            prometheus
+                .wait_for(&query, |values| !values.is_empty())
+                .with_context(|| panel["title"].to_string())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,725 @@
+//! The tree as programs see it: what is in its files, what may be written, who may come near.
+//!
+//! Most of it is done with system calls, because there is no shell in the virtual machines; what
+//! shells and their tools make of it is in `tree_shell`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lockwatch_tests::harness::daemon::{Daemon, House};
+use lockwatch_tests::harness::{Scene, Test, patience};
+use lockwatch_tests::{once, same};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::stories::{HELD, LEAKED, SHELL_IDIOM};
+
+/// What every test of the tree needs.
+pub(crate) const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fuse"];
+const AND_NOBODY: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "nobody"];
+
+pub(crate) const TESTS: &[Test] = &[
+    once!(the_tree_has_the_files_of_the_contract_with_their_modes).needs(NEEDS),
+    once!(a_watched_file_goes_from_free_to_held_to_orphaned_to_free).needs(NEEDS),
+    once!(an_orphan_elsewhere_has_a_folder_while_it_lasts).needs(NEEDS),
+    once!(orphans_with_the_same_stem_are_told_apart).needs(NEEDS),
+    once!(hostile_names_stay_inside_the_tree).needs(NEEDS),
+    once!(idioms_are_no_orphans_here_either).needs(NEEDS),
+    once!(an_open_file_is_of_one_generation_until_it_is_read_from_the_start).needs(NEEDS),
+    once!(what_is_gone_says_so_to_who_has_it_open).needs(NEEDS),
+    once!(writes_that_are_not_documented_are_invalid_and_do_nothing).needs(NEEDS),
+    once!(a_release_of_what_is_free_succeeds_and_of_what_is_held_is_busy).needs(NEEDS),
+    once!(a_release_needs_the_switch).needs(NEEDS),
+    once!(the_interval_and_the_switch_are_read_as_they_were_written).needs(NEEDS),
+    once!(gc_answers_when_the_tree_shows_what_is).needs(NEEDS),
+    once!(nothing_can_be_made_removed_or_renamed).needs(NEEDS),
+    once!(poll_wakes_when_a_value_changes).needs(NEEDS),
+    once!(every_reader_of_events_gets_all_since_it_opened).needs(NEEDS),
+    once!(a_reader_that_does_not_want_to_wait_need_not).needs(NEEDS),
+    once!(others_see_what_they_could_see_anyway_and_write_nothing).needs(AND_NOBODY),
+    once!(the_tree_is_mounted_over_what_a_killed_daemon_left).needs(NEEDS),
+    once!(the_tree_goes_with_the_daemon_and_takes_its_folder_along).needs(NEEDS),
+    once!(a_mount_point_in_use_is_refused_in_one_line).needs(NEEDS),
+    once!(without_a_device_the_watch_goes_on_where_it_may).needs(NEEDS),
+    once!(an_unmounted_tree_does_not_end_the_watch).needs(NEEDS),
+];
+
+/// A grace and a reconciliation that a test need not wait long for.
+pub(crate) const QUICK: &str = "gc_interval = \"200ms\"\ngrace = \"50ms\"";
+
+/// A daemon in a house of its own, with the tree.
+pub(crate) struct Garden {
+    pub(crate) house: House,
+    pub(crate) daemon: Daemon,
+}
+
+impl Garden {
+    pub(crate) fn begin(scene: &mut Scene, more: &str) -> Result<Self> {
+        let house = House::build(scene)?;
+        house.configure(more)?;
+        let daemon = house.start(scene, &[])?;
+        Ok(Self { house, daemon })
+    }
+
+    /// With `lock` watched as `guarded`.
+    pub(crate) fn watching(scene: &mut Scene, more: &str) -> Result<Self> {
+        let path = scene.path("lock.conf");
+        fs::write(&path, "x").context("the watched file")?;
+        let path = path.display();
+        Self::begin(
+            scene,
+            &format!("{QUICK}\n{more}\n[[watch]]\nname = \"guarded\"\npath = \"{path}\""),
+        )
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.house.path("tree").join(name)
+    }
+
+    /// What is in a file.
+    pub(crate) fn value(&self, name: &str) -> Result<String> {
+        fs::read_to_string(self.path(name)).with_context(|| name.to_owned())
+    }
+
+    /// Waits until a file says so.
+    pub(crate) fn until(&self, name: &str, value: &str) -> Result<()> {
+        let mut last = String::new();
+        let said = patience::until(&format!("{name} says {value:?}"), || {
+            last = match fs::read_to_string(self.path(name)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => "nothing".into(),
+                text => text.with_context(|| name.to_owned())?,
+            };
+            Ok((last.trim_end() == value).then_some(()))
+        });
+        said.with_context(|| format!("it said {last:?} last"))
+    }
+
+    /// Waits until a folder is gone.
+    fn until_gone(&self, name: &str) -> Result<()> {
+        patience::until(&format!("{name} is gone"), || {
+            Ok((!self.path(name).try_exists()?).then_some(()))
+        })
+    }
+
+    /// Writes, as `echo -n … > name` does, and gives the errno.
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> Result<Option<i32>> {
+        let path = self.path(name);
+        let file = OpenOptions::new().write(true).truncate(true).open(&path);
+        let mut file = file.with_context(|| format!("opening {name}"))?;
+        Ok(file.write_all(bytes.as_ref()).err().and_then(|error| error.raw_os_error()))
+    }
+
+    fn names(&self, name: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path(name)).with_context(|| name.to_owned())? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn the_tree_has_the_files_of_the_contract_with_their_modes(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    same!(
+        "the top",
+        garden.names("")?,
+        ["events", "gc", "gc_interval_ms", "locks", "reclaim_enabled", "status"]
+    );
+    same!("locks", garden.names("locks")?, ["guarded"]);
+    let names = garden.names("locks/guarded")?;
+    same!(
+        "a folder",
+        names,
+        [
+            "access",
+            "acquirer",
+            "conf_locked",
+            "force_unlock",
+            "generation",
+            "holders",
+            "last_touched",
+            "locked",
+            "path",
+            "reason",
+            "since",
+            "state",
+            "type",
+            "waiters"
+        ]
+    );
+    let mut numbers = std::collections::BTreeSet::new();
+    for (name, mode) in [
+        ("status", 0o444),
+        ("events", 0o400),
+        ("gc", 0o200),
+        ("gc_interval_ms", 0o644),
+        ("reclaim_enabled", 0o644),
+    ] {
+        let meta = fs::symlink_metadata(garden.path(name)).context(name)?;
+        same!(name, meta.mode() & 0o7777, mode);
+        same!(name, (meta.uid(), meta.gid(), meta.nlink()), (0, 0, 1));
+        ensure!(numbers.insert(meta.ino()), "{name}: another has its inode number");
+    }
+    // The folder of the watched file is the test's own, which nobody else may list.
+    for name in names {
+        let path = garden.path("locks/guarded").join(&name);
+        let meta = fs::symlink_metadata(&path).context(name.clone())?;
+        same!(name, meta.mode() & 0o077, 0);
+        let length = fs::read(&path).context(name.clone())?.len() as u64;
+        same!(name, meta.len(), length);
+        ensure!(numbers.insert(meta.ino()), "{name}: another has its inode number");
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_watched_file_goes_from_free_to_held_to_orphaned_to_free(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let value = |name: &str| garden.value(&format!("locks/guarded/{name}"));
+    same!("status", garden.value("status")?, "ALL CLEAR\n");
+    same!("locked", value("locked")?, "0\n");
+    same!("state", value("state")?, "free\n");
+    same!("path", value("path")?, format!("{}\n", scene.path_text("lock.conf")?));
+    ensure!(value("last_touched")?.starts_with("unknown at 2"), "{:?}", value("last_touched"));
+
+    scene.play(
+        "start owner
+         owner: comm locksmith
+         owner: open a lock.conf
+         owner: flock a ex",
+    )?;
+    garden.until("locks/guarded/locked", "1")?;
+    same!("state", value("state")?, "held\n");
+    same!("alias", value("conf_locked")?, "1\n");
+    same!("type", value("type")?, "FLOCK\n");
+    same!("access", value("access")?, "WRITE\n");
+    let owner = scene.pid("owner")?;
+    ensure!(value("acquirer")?.contains(&format!("pid {owner})")), "{:?}", value("acquirer"));
+    ensure!(
+        value("holders")?.contains(&format!("(pid {owner}) via fd ")),
+        "{:?}",
+        value("holders")
+    );
+    ensure!(value("since")?.ends_with("Z\n"), "{:?}", value("since"));
+    let since = value("since")?;
+    let host = rustix::system::uname();
+    let touched = format!(
+        "locksmith (pid {owner}) on {} at {since}",
+        host.nodename().to_str().context("the host's name")?
+    );
+    same!("last_touched", value("last_touched")?, touched);
+
+    scene.play(
+        "owner: fork heir
+         heir: exec
+         owner: die KILL",
+    )?;
+    garden.until("locks/guarded/state", "orphaned")?;
+    same!("reason", value("reason")?, "inherited\n");
+    same!("since", value("since")?, since);
+    garden.until("status", "HOT 1")?;
+
+    scene.play("heir: exit 0")?;
+    garden.until("locks/guarded/locked", "0")?;
+    garden.until("status", "ALL CLEAR")?;
+    same!("since", value("since")?, "-\n");
+    same!("who was last", value("last_touched")?, touched);
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn an_orphan_elsewhere_has_a_folder_while_it_lasts(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    same!("locks", garden.names("locks")?, <[&str; 0]>::default());
+    scene.play(LEAKED)?;
+    garden.until("locks/lock/state", "orphaned")?;
+    same!("path", garden.value("locks/lock/path")?, format!("{}\n", scene.path_text("lock")?));
+    let number = fs::metadata(garden.path("locks/lock"))?.ino();
+    ensure!(!garden.names("locks/lock")?.contains(&"_locked".to_owned()), "no extension");
+    std::thread::sleep(patience::stretched(Duration::from_millis(500)));
+    same!("number", fs::metadata(garden.path("locks/lock"))?.ino(), number);
+    scene.play("heir: exit 0")?;
+    garden.until_gone("locks/lock")?;
+    same!("status", garden.value("status")?, "ALL CLEAR\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn orphans_with_the_same_stem_are_told_apart(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.new_folder("one")?;
+    scene.new_folder("two")?;
+    for (number, path) in [(1, "one/same.conf"), (2, "two/same.lock")] {
+        scene.play(&format!(
+            "start owner{number}
+             owner{number}: open a {path}
+             owner{number}: flock a ex
+             owner{number}: fork heir{number}
+             heir{number}: exec
+             owner{number}: exit 0"
+        ))?;
+        garden.until("status", &format!("HOT {number}"))?;
+    }
+    same!("locks", garden.names("locks")?, ["same", "same~2"]);
+    same!("first", garden.value("locks/same/path")?, scene.path_text("one/same.conf")? + "\n");
+    same!("second", garden.value("locks/same~2/path")?, scene.path_text("two/same.lock")? + "\n");
+    scene.play("heir1: exit 0")?;
+    garden.until_gone("locks/same")?;
+    same!("kept", garden.value("locks/same~2/path")?, scene.path_text("two/same.lock")? + "\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn hostile_names_stay_inside_the_tree(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.play(
+        "start owner
+         owner: open a ..\\x20\\x24\\x28x\\x29\\x0a\\x1b[2J
+         owner: flock a ex
+         owner: fork heir
+         heir: exec
+         owner: exit 0",
+    )?;
+    garden.until("status", "HOT 1")?;
+    let names = garden.names("locks")?;
+    same!("how many", names.len(), 1);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    ensure!(names[0].bytes().all(plain) && !names[0].starts_with('.'), "{names:?}");
+    let path = garden.value(&format!("locks/{}/path", names[0]))?;
+    same!("lines", path.lines().count(), 1);
+    ensure!(!path.contains('\u{1b}'), "{path:?}");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn idioms_are_no_orphans_here_either(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.play(SHELL_IDIOM)?;
+    same!("gc", garden.write("gc", "1\n")?, None);
+    same!("status", garden.value("status")?, "ALL CLEAR\n");
+    same!("locks", garden.names("locks")?, <[&str; 0]>::default());
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn an_open_file_is_of_one_generation_until_it_is_read_from_the_start(
+    scene: &mut Scene,
+) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let file = File::open(garden.path("locks/guarded/state"))?;
+    let mut piece = [0; 3];
+    same!("read", file.read_at(&mut piece, 0)?, 3);
+    same!("piece", &piece, b"fre");
+    scene.play(&HELD.replace("lock", "lock.conf"))?;
+    garden.until("locks/guarded/state", "held")?;
+    same!("read", file.read_at(&mut piece, 3)?, 2);
+    same!("the rest of what was begun", &piece[..2], b"e\n");
+    same!("end", file.read_at(&mut piece, 5)?, 0);
+    same!("far behind", file.read_at(&mut piece, 1 << 40)?, 0);
+    same!("read", file.read_at(&mut piece, 0)?, 3);
+    same!("what is now", &piece, b"hel");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn what_is_gone_says_so_to_who_has_it_open(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.play(LEAKED)?;
+    garden.until("locks/lock/state", "orphaned")?;
+    let mut file = File::open(garden.path("locks/lock/state"))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    same!("state", text, "orphaned\n");
+    let folder = File::open(garden.path("locks/lock"))?;
+    scene.play("heir: exit 0")?;
+    garden.until_gone("locks/lock")?;
+    let error = file.read_at(&mut [0; 3], 0).unwrap_err();
+    same!("reading", error.raw_os_error(), Some(libc::ENODEV));
+    let inside = rustix::fs::openat(
+        folder.as_fd(),
+        "state",
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    );
+    ensure!(inside.is_err(), "the folder still has files");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn writes_that_are_not_documented_are_invalid_and_do_nothing(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let huge = vec![b' '; 1 << 20];
+    let long_zero = [b"0\n".as_slice(), &huge].concat();
+    for (name, bytes) in [
+        ("locks/guarded/locked", b"1".as_slice()),
+        ("locks/guarded/locked", b"00"),
+        ("locks/guarded/locked", b"\n"),
+        ("locks/guarded/locked", &long_zero),
+        ("locks/guarded/conf_locked", b"yes\n"),
+        ("locks/guarded/force_unlock", b"0\n"),
+        ("gc", b"0\n"),
+        ("gc", &huge),
+        ("gc_interval_ms", b"99\n"),
+        ("gc_interval_ms", b"-500\n"),
+        ("gc_interval_ms", b"3600001\n"),
+        ("gc_interval_ms", b"500ms\n"),
+        ("reclaim_enabled", b"2\n"),
+        ("reclaim_enabled", b"true\n"),
+    ] {
+        same!(name, garden.write(name, bytes)?, Some(libc::EINVAL));
+    }
+    same!("interval", garden.value("gc_interval_ms")?, "200\n");
+    same!("switch", garden.value("reclaim_enabled")?, "0\n");
+    // Nothing is written: `: > locked`.
+    same!("cut", garden.write("locks/guarded/locked", "")?, None);
+    for name in ["status", "events", "locks/guarded/state", "locks/guarded/generation"] {
+        let error = OpenOptions::new().write(true).open(garden.path(name)).unwrap_err();
+        same!(name, error.raw_os_error(), Some(libc::EACCES));
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_release_of_what_is_free_succeeds_and_of_what_is_held_is_busy(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "[reclaim]\nmode = \"reclaim\"")?;
+    for _ in 0..3 {
+        same!("free", garden.write("locks/guarded/locked", "0\n")?, None);
+        same!("free", garden.write("locks/guarded/force_unlock", "1\n")?, None);
+    }
+    scene.play(&HELD.replace("lock", "lock.conf"))?;
+    garden.until("locks/guarded/locked", "1")?;
+    same!("held", garden.write("locks/guarded/conf_locked", "0")?, Some(libc::EBUSY));
+    let mut appending =
+        OpenOptions::new().append(true).open(garden.path("locks/guarded/locked"))?;
+    let error = appending.write_all(b"0\n").unwrap_err();
+    same!("appended", error.raw_os_error(), Some(libc::EBUSY));
+    same!("still", garden.value("locks/guarded/state")?, "held\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_release_needs_the_switch(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.play(LEAKED)?;
+    garden.until("locks/lock/state", "orphaned")?;
+    same!("switch", garden.value("reclaim_enabled")?, "0\n");
+    same!("orphan", garden.write("locks/lock/locked", "0\n")?, Some(libc::EPERM));
+    same!("force", garden.write("locks/lock/force_unlock", "1\n")?, Some(libc::EPERM));
+    same!("still", garden.value("locks/lock/locked")?, "1\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn the_interval_and_the_switch_are_read_as_they_were_written(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    for interval in ["100", "3600000", "250"] {
+        same!(interval, garden.write("gc_interval_ms", interval)?, None);
+        same!("interval", garden.value("gc_interval_ms")?, format!("{interval}\n"));
+    }
+    for switch in ["1\n", "0\n", "1\n"] {
+        same!(switch, garden.write("reclaim_enabled", switch)?, None);
+        same!("switch", garden.value("reclaim_enabled")?, switch);
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn gc_answers_when_the_tree_shows_what_is(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    // Nothing happens by itself any more, but what happens is still heard of.
+    same!("interval", garden.write("gc_interval_ms", "3600000\n")?, None);
+    scene.play(&HELD.replace("lock", "lock.conf"))?;
+    same!("gc", garden.write("gc", "1\n")?, None);
+    same!("locked", garden.value("locks/guarded/locked")?, "1\n");
+    scene.play("owner: exit 0")?;
+    same!("gc", garden.write("gc", "1\n")?, None);
+    same!("locked", garden.value("locks/guarded/locked")?, "0\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn nothing_can_be_made_removed_or_renamed(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let refused = |what: &str, done: std::io::Result<()>| -> Result<()> {
+        let Err(error) = done else { bail!("{what} was done") };
+        same!(what, error.raw_os_error(), Some(libc::EPERM));
+        Ok(())
+    };
+    let new = garden.path("locks/guarded/new");
+    refused("making a file", File::create(&new).map(drop))?;
+    refused("making a folder", fs::create_dir(&new))?;
+    refused("a link", std::os::unix::fs::symlink("status", &new))?;
+    let locked = garden.path("locks/guarded/locked");
+    refused("removing a file", fs::remove_file(&locked))?;
+    refused("removing a folder", fs::remove_dir(garden.path("locks/guarded")))?;
+    refused("renaming", fs::rename(&locked, &new))?;
+    refused("opening up", fs::set_permissions(&locked, fs::Permissions::from_mode(0o666)))?;
+    refused("giving away", std::os::unix::fs::chown(&locked, Some(65534), None))?;
+    same!("still", garden.names("locks/guarded")?.len(), 14);
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// What a file is ready for within that time.
+fn ready(file: &File, wait: Duration) -> Result<PollFlags> {
+    let flags = PollFlags::IN | PollFlags::PRI;
+    let mut polled = [PollFd::new(file, flags)];
+    rustix::event::poll(&mut polled, Some(&Timespec::try_from(wait)?)).context("poll")?;
+    Ok(polled[0].revents())
+}
+
+fn poll_wakes_when_a_value_changes(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let at_once = Duration::ZERO;
+    let soon = patience::stretched(patience::USUAL);
+    let names = ["status", "locks/guarded/state", "locks/guarded/locked"];
+    let mut files = Vec::new();
+    for name in names {
+        let mut file = File::open(garden.path(name))?;
+        ensure!(ready(&file, at_once)?.contains(PollFlags::IN), "{name}: not yet read, not ready");
+        file.read_to_string(&mut String::new())?;
+        ensure!(ready(&file, at_once)?.is_empty(), "{name}: ready, and nothing is new");
+        files.push(file);
+    }
+    let waits: Vec<_> = std::thread::scope(|scope| -> Result<Vec<_>> {
+        let waits: Vec<_> =
+            files.iter().map(|file| scope.spawn(move || ready(file, soon))).collect();
+        std::thread::sleep(Duration::from_millis(100));
+        scene.play(&LEAKED.replace("lock", "lock.conf").replace("flock.conf", "flock"))?;
+        waits.into_iter().map(|wait| wait.join().map_err(|_| anyhow::anyhow!("panic"))).collect()
+    })?;
+    for (wait, name) in waits.into_iter().zip(names) {
+        let flags = wait?;
+        ensure!(flags.contains(PollFlags::IN | PollFlags::PRI), "{name}: woke with {flags:?}");
+    }
+    garden.until("locks/guarded/state", "orphaned")?;
+    let mut text = [0; 8];
+    for (file, name) in files.iter().zip(names) {
+        file.read_at(&mut text, 0)?;
+        ensure!(ready(file, at_once)?.is_empty(), "{name}: read, and ready again");
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// Reads lines until one of a kind has come; their kinds.
+fn kinds_until(file: &mut File, last: &str) -> Result<Vec<String>> {
+    let (mut text, mut chunk) = (Vec::new(), [0; 512]);
+    loop {
+        let length = file.read(&mut chunk).context("events")?;
+        ensure!(length > 0, "events ended");
+        text.extend_from_slice(&chunk[..length]);
+        if text.last() != Some(&b'\n') {
+            continue;
+        }
+        let mut kinds = Vec::new();
+        for line in std::str::from_utf8(&text)?.lines() {
+            let event: serde_json::Value = serde_json::from_str(line).context(line.to_owned())?;
+            kinds.push(event["kind"].as_str().context("no kind")?.to_owned());
+        }
+        if kinds.iter().any(|kind| kind == last) {
+            return Ok(kinds);
+        }
+    }
+}
+
+fn every_reader_of_events_gets_all_since_it_opened(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    let mut first = File::open(garden.path("events"))?;
+    let mut second = File::open(garden.path("events"))?;
+    scene.play(LEAKED)?;
+    same!("first", kinds_until(&mut first, "orphaned")?, ["orphaned"]);
+    let mut late = File::open(garden.path("events"))?;
+    scene.play("heir: exit 0")?;
+    same!("first", kinds_until(&mut first, "all_clear")?, ["recovered", "all_clear"]);
+    same!("late", kinds_until(&mut late, "all_clear")?, ["recovered", "all_clear"]);
+    let all = ["orphaned", "recovered", "all_clear"];
+    same!("second", kinds_until(&mut second, "all_clear")?, all);
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_reader_that_does_not_want_to_wait_need_not(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let mut events = options.open(garden.path("events"))?;
+    let error = events.read(&mut [0; 100]).unwrap_err();
+    same!("nothing yet", error.kind(), ErrorKind::WouldBlock);
+    ensure!(ready(&events, Duration::ZERO)?.is_empty(), "ready for nothing");
+    scene.play(LEAKED)?;
+    let flags = ready(&events, patience::stretched(patience::USUAL))?;
+    ensure!(flags.contains(PollFlags::IN), "woke with {flags:?}");
+    ensure!(events.read(&mut [0; 100])? > 0, "ready, and nothing there");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// Makes "nobody" of the calling thread alone.
+fn become_nobody() -> Result<()> {
+    use lockwatch_tests::harness::invocation::NOBODY;
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
+    set_thread_groups(&[]).context("groups")?;
+    set_thread_res_gid(gid, gid, gid).context("group")?;
+    set_thread_res_uid(uid, uid, uid).context("user")
+}
+
+fn others_see_what_they_could_see_anyway_and_write_nothing(scene: &mut Scene) -> Result<()> {
+    let public = Path::new("/srv/public");
+    let house = House::build(scene)?;
+    fs::create_dir(public)?;
+    fs::set_permissions(public, fs::Permissions::from_mode(0o755))?;
+    let file = public.join("open.conf");
+    fs::write(&file, "x")?;
+    house.configure(&format!(
+        "{QUICK}\n[[watch]]\nname = \"open\"\npath = \"{}\"",
+        file.display()
+    ))?;
+    let garden = Garden { daemon: house.start(scene, &[])?, house };
+    scene.play(LEAKED)?;
+    garden.until("locks/lock/state", "orphaned")?;
+    let tree = garden.path("");
+    let as_nobody = |what: &'static str, deed: &(dyn Fn(&Path) -> std::io::Result<()> + Sync)| {
+        // What a thread becomes ends with the thread.
+        std::thread::scope(|scope| {
+            let deed = scope.spawn(|| -> Result<Option<i32>> {
+                become_nobody()?;
+                Ok(deed(&tree).err().map(|error| error.raw_os_error().unwrap_or(-1)))
+            });
+            deed.join().map_err(|_| anyhow::anyhow!("{what}: panicked"))?
+        })
+    };
+    let read = |name: &'static str| move |tree: &Path| fs::read(tree.join(name)).map(drop);
+    same!("status", as_nobody("status", &read("status"))?, None);
+    same!("open", as_nobody("open", &read("locks/open/state"))?, None);
+    same!("events", as_nobody("events", &read("events"))?, Some(libc::EACCES));
+    same!("hidden", as_nobody("hidden", &read("locks/lock/state"))?, Some(libc::ENOENT));
+    let list = |tree: &Path| -> std::io::Result<()> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(tree.join("locks"))? {
+            names.push(entry?.file_name());
+        }
+        if names == ["open"] { Ok(()) } else { Err(std::io::Error::other(format!("{names:?}"))) }
+    };
+    same!("names", as_nobody("names", &list)?, None);
+    let write = |name: &'static str| {
+        move |tree: &Path| OpenOptions::new().write(true).open(tree.join(name)).map(drop)
+    };
+    for name in [
+        "gc",
+        "gc_interval_ms",
+        "reclaim_enabled",
+        "locks/open/locked",
+        "locks/open/conf_locked",
+        "locks/open/force_unlock",
+    ] {
+        same!(name, as_nobody(name, &write(name))?, Some(libc::EACCES));
+    }
+    // Root sees it all.
+    same!("root", garden.names("locks")?, ["lock", "open"]);
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Result<()> {
+    let mut garden = Garden::begin(scene, QUICK)?;
+    for _ in 0..2 {
+        garden.daemon.kill()?;
+        let error = fs::read(garden.house.path("tree").join("status")).unwrap_err();
+        let dead = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
+        ensure!(dead.contains(&error.raw_os_error()), "a dead tree: {error}");
+        let daemon = garden.house.start(scene, &[])?;
+        garden = Garden { house: garden.house, daemon };
+        same!("status", garden.value("status")?, "ALL CLEAR\n");
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    same!("mounts", mounts.lines().filter(|line| line.contains("fuse.lockwatch")).count(), 1);
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn the_tree_goes_with_the_daemon_and_takes_its_folder_along(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let mut events = File::open(garden.path("events"))?;
+    let state = File::open(garden.path("locks/guarded/state"))?;
+    let reader = std::thread::spawn(move || events.read(&mut [0; 100]).map(drop));
+    std::thread::sleep(Duration::from_millis(100));
+    let (path, started) = (garden.path(""), Instant::now());
+    garden.daemon.stop()?;
+    let Ok(Err(error)) = reader.join() else { bail!("the reader got something") };
+    ensure!(started.elapsed() < patience::stretched(Duration::from_secs(3)), "it took too long");
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV, libc::EIO].map(Some);
+    ensure!(dead.contains(&error.raw_os_error()), "the reader got {error}");
+    ensure!(state.read_at(&mut [0; 9], 0).is_err(), "a file of a tree that is gone can be read");
+    ensure!(!path.try_exists()?, "the mount point was made, and is still there");
+    Ok(())
+}
+
+fn a_mount_point_in_use_is_refused_in_one_line(scene: &mut Scene) -> Result<()> {
+    let house = House::build(scene)?;
+    let required = format!("{QUICK}\ntree = \"required\"");
+    house.configure(&required)?;
+    let tree = house.path("tree");
+    let refused = |scene: &Scene, words: &str| -> Result<()> {
+        let run = scene.lockwatch(&["daemon", "--config", &house.config()])?.run()?;
+        let line = run.fails_in_one_line()?;
+        ensure!(line.contains("daemon: mount: /srv/tree: ") && line.contains(words), "{line:?}");
+        Ok(())
+    };
+    fs::write(&tree, "x")?;
+    refused(scene, "not a folder")?;
+    fs::remove_file(&tree)?;
+    fs::create_dir(&tree)?;
+    fs::write(tree.join("something"), "x")?;
+    refused(scene, "not empty")?;
+    fs::remove_file(tree.join("something"))?;
+    lockwatch_tests::harness::capability::tmpfs(&tree)?;
+    refused(scene, "something is mounted there already")?;
+    rustix::mount::unmount(&tree, rustix::mount::UnmountFlags::empty())?;
+    // An empty folder is as good as none, and stays.
+    house.start(scene, &[])?.stop()?;
+    ensure!(tree.is_dir(), "a folder that was there was taken away");
+    Ok(())
+}
+
+fn without_a_device_the_watch_goes_on_where_it_may(scene: &mut Scene) -> Result<()> {
+    let house = House::build(scene)?;
+    // As in a container that was not given it.
+    lockwatch_tests::harness::capability::tmpfs(Path::new("/dev"))?;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        "/dev/null",
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(1, 3),
+    )?;
+    house.configure(&format!("{QUICK}\ntree = \"required\""))?;
+    let run = scene.lockwatch(&["daemon", "--config", &house.config()])?.run()?;
+    let line = run.fails_in_one_line()?;
+    ensure!(line.contains("/dev/fuse: ") && line.contains("load the module"), "{line:?}");
+    ensure!(!house.path("tree").try_exists()?, "a mount point was left");
+    house.configure(QUICK)?;
+    let mut daemon = house.start(scene, &[])?;
+    scene.play(LEAKED)?;
+    daemon.expect("orphaned", |_| true)?;
+    let run = daemon.stop()?;
+    let complaints = run.complaints()?;
+    let said = complaints.iter().any(|line| line.contains("going on without the tree: "));
+    ensure!(said, "it did not say so: {complaints:?}");
+    Ok(())
+}
+
+fn an_unmounted_tree_does_not_end_the_watch(scene: &mut Scene) -> Result<()> {
+    let mut garden = Garden::begin(scene, QUICK)?;
+    rustix::mount::unmount(garden.path(""), rustix::mount::UnmountFlags::DETACH)?;
+    scene.play(LEAKED)?;
+    garden.daemon.expect("orphaned", |_| true)?;
+    garden.daemon.stop()?;
+    Ok(())
+}

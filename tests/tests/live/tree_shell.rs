@@ -1,0 +1,322 @@
+//! What shells and their tools make of the tree, and what it withstands.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lockwatch_tests::harness::{Run, Scene, Test, patience};
+use lockwatch_tests::{once, same};
+use rustix::process::Signal;
+
+use crate::stories::{HELD, LEAKED};
+use crate::tree::{Garden, NEEDS, QUICK};
+
+const AND_SHELL: &[&str] =
+    &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "program:sh", "program:grep"];
+
+pub(crate) const TESTS: &[Test] = &[
+    once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
+    once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
+    once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
+    once!(a_reader_is_killed_while_the_daemon_is_stopped).needs(AND_SHELL),
+    once!(a_slow_reader_of_events_is_told_what_it_lost).needs(NEEDS),
+    once!(a_walk_of_a_thousand_locks_takes_a_second).needs(AND_SHELL).within(MINUTE),
+    once!(many_readers_and_writers_see_nothing_but_the_contract).needs(NEEDS).within(MINUTE),
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Runs a line of shell in the tree.
+fn shell(scene: &Scene, garden: &Garden, line: &str) -> Result<Run> {
+    let line = format!("cd {} && {line}", garden.path("").display());
+    scene.program("sh", &["-c", &line])?.run()
+}
+
+fn a_shell_reads_and_writes_it_like_sysfs(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "[reclaim]\nmode = \"reclaim\"")?;
+    for line in [
+        "test \"$(cat status)\" = 'ALL CLEAR'",
+        "test $(cat locks/guarded/locked) = 0",
+        "echo 0 > locks/guarded/conf_locked",
+        "echo 0 >> locks/guarded/conf_locked",
+        "printf 0 > locks/guarded/conf_locked",
+        ": > locks/guarded/conf_locked",
+        "exec 3> locks/guarded/locked && echo 0 >&3 && echo 0 >&3",
+        "echo 500 > gc_interval_ms && test $(cat gc_interval_ms) = 500",
+        "echo 200 > gc_interval_ms",
+        "echo 1 > gc",
+        "read state < locks/guarded/state && test $state = free",
+    ] {
+        shell(scene, &garden, line)?.exits(0)?;
+    }
+    scene.play(&HELD.replace("lock", "lock.conf"))?;
+    garden.until("locks/guarded/locked", "1")?;
+    for (line, words) in [
+        ("echo 0 > locks/guarded/conf_locked", "usy"),
+        ("echo 1 > locks/guarded/conf_locked", "nvalid argument"),
+        ("head -c 100000 /dev/zero > locks/guarded/locked", "nvalid argument"),
+        ("echo x > status", "ermission denied"),
+        ("echo x > locks/new", "not permitted"),
+        ("rm locks/guarded/locked", "not permitted"),
+    ] {
+        let run = shell(scene, &garden, line)?;
+        ensure!(run.code() != Some(0), "{line}: was done");
+        let complaints = run.complaints()?.join("\n");
+        ensure!(complaints.contains(words), "{line}: complained {complaints:?}");
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn usual_tools_take_its_files_for_files(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    scene.play(&LEAKED.replace("a lock", "a lock.conf"))?;
+    garden.until("locks/guarded/state", "orphaned")?;
+    let copy = scene.path_text("copy")?;
+    for (line, expected) in [
+        ("cat locks/guarded/state", "orphaned\n"),
+        ("dd if=locks/guarded/state bs=1 2>/dev/null", "orphaned\n"),
+        ("head -c 3 locks/guarded/state", "orp"),
+        ("tail -c 4 locks/guarded/state", "ned\n"),
+        ("tail -n 1 status", "HOT 1\n"),
+        ("wc -c < locks/guarded/state", "9\n"),
+        ("stat -c %s locks/guarded/state", "9\n"),
+        (&format!("cp locks/guarded/state {copy} && cat {copy}"), "orphaned\n"),
+        ("grep -rl orphaned locks", "locks/guarded/state\n"),
+        ("grep -r . locks | wc -l", "13\n"),
+        ("find . -name conf_locked", "./locks/guarded/conf_locked\n"),
+        ("find locks -type f | wc -l", "14\n"),
+        ("find locks -empty -type f", "locks/guarded/force_unlock\nlocks/guarded/waiters\n"),
+        ("timeout 0.3 tail -f -n +1 locks/guarded/state", "orphaned\n"),
+        ("ls locks/guarded | wc -l", "14\n"),
+    ] {
+        let run = shell(scene, &garden, line)?;
+        same!(line, run.text()?, expected);
+        ensure!(run.complaints()?.is_empty(), "{line}: complained {:?}", run.complaints());
+    }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_follower_is_ended_by_any_signal(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    let events = garden.path("events").display().to_string();
+    for signal in [Signal::TERM, Signal::INT, Signal::KILL, Signal::KILL] {
+        let cat = scene.program("cat", &[&events])?.start()?;
+        std::thread::sleep(patience::stretched(Duration::from_millis(100)));
+        let sent = Instant::now();
+        cat.signal(signal)?;
+        let run = cat.finish()?;
+        ensure!(run.code().is_none(), "cat ended by itself");
+        ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
+    }
+    // Those who were interrupted took nobody else's place.
+    let cat = scene.program("timeout", &["5", "cat", &events])?.start()?;
+    std::thread::sleep(patience::stretched(Duration::from_millis(100)));
+    scene.play(LEAKED)?;
+    patience::until("the reader gets the event", || Ok((cat.written_so_far() > 0).then_some(())))?;
+    cat.signal(Signal::TERM)?;
+    cat.finish()?;
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// A daemon that does nothing any more is no worse than a dead one: its readers can be killed.
+fn a_reader_is_killed_while_the_daemon_is_stopped(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    let status = garden.path("status").display().to_string();
+    garden.daemon.signal(Signal::STOP)?;
+    let cat = scene.program("cat", &[&status])?.start()?;
+    std::thread::sleep(patience::stretched(Duration::from_millis(200)));
+    let sent = Instant::now();
+    cat.signal(Signal::KILL)?;
+    let ended = cat.finish();
+    garden.daemon.signal(Signal::CONT)?;
+    ensure!(ended?.code().is_none(), "it read something from a daemon that was stopped");
+    ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
+    same!("status", garden.value("status")?, "ALL CLEAR\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_slow_reader_of_events_is_told_what_it_lost(scene: &mut Scene) -> Result<()> {
+    use std::io::Read as _;
+    let path = scene.path("lock.conf");
+    fs::write(&path, "x")?;
+    let watch = format!("{QUICK}\n[[watch]]\nname = \"guarded\"\npath = \"{}\"", path.display());
+    let house = lockwatch_tests::harness::daemon::House::build(scene)?;
+    house.configure(&watch)?;
+    let daemon = house.start(scene, &["--verbose-events"])?;
+    let garden = Garden { house, daemon };
+    let mut events = fs::File::open(garden.path("events"))?;
+    let file = fs::File::open(&path)?;
+    for _ in 0..3000 {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)?;
+    }
+    let log_holds = |count: usize| {
+        patience::until("the daemon has told it all", || {
+            let log = fs::read_to_string(garden.daemon.log())?;
+            Ok((log.lines().count() > count).then_some(log))
+        })
+    };
+    let log = log_holds(6000)?;
+    let last = log.lines().last().context("no event")?;
+    let mut text = String::new();
+    let mut chunk = [0; 1 << 16];
+    while !text.ends_with(&format!("{last}\n")) {
+        let length = events.read(&mut chunk)?;
+        text.push_str(std::str::from_utf8(&chunk[..length])?);
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let skipped: serde_json::Value = serde_json::from_str(lines[0])?;
+    let skipped = skipped["skipped"].as_u64().context("the first line tells no loss")?;
+    // All but `started`, which came before.
+    same!("all", skipped as usize + lines.len() - 1, log.lines().count() - 1);
+    ensure!(log.lines().rev().zip(lines.iter().rev().take(4000)).all(|(a, b)| a == *b), "others");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
+    let count = patience::rounds(1000).max(20);
+    let garden = Garden::begin(scene, QUICK)?;
+    scene.play("start owner")?;
+    for number in 0..count {
+        scene.direct(&format!("owner: open f{number} file{number}"))?;
+        scene.direct(&format!("owner: flock f{number} ex"))?;
+    }
+    scene.play(
+        "owner: fork heir
+         heir: exec
+         owner: exit 0",
+    )?;
+    garden.until("status", &format!("HOT {count}"))?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let run = shell(scene, &garden, "grep -r . locks | wc -l")?;
+        // Every value but `force_unlock`, the empty list of waiters and the alias that is not there.
+        same!("lines", run.text()?.trim(), (count * 11).to_string());
+        best = best.min(run.seconds);
+    }
+    println!("    a walk of {count} locks: {best:.3} s");
+    ensure!(
+        best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
+        "it took {best:.2} s"
+    );
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// The resident memory of a process, kB.
+fn resident(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn many_readers_and_writers_see_nothing_but_the_contract(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "[reclaim]\nmode = \"reclaim\"")?;
+    let lock = scene.path("lock.conf");
+    let (stop, reads, writes) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let lasting = Duration::from_secs(8);
+    let states = ["free", "held", "unknown", "shared", "orphaned", "handed_over"];
+    let tree = garden.path("");
+    let errors = std::sync::Mutex::new(BTreeMap::<String, u64>::new());
+    let failed = |what: String| {
+        *errors
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .entry(what)
+            .or_default() += 1;
+    };
+    let before = std::sync::OnceLock::new();
+    std::thread::scope(|scope| -> Result<()> {
+        for number in 0..32 {
+            let (tree, stop, reads, failed) = (&tree, &stop, &reads, &failed);
+            scope.spawn(move || {
+                let mut last = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let name = ["state", "locked", "generation", "holders"][number % 4];
+                    match fs::read_to_string(tree.join("locks/guarded").join(name)) {
+                        Ok(text) => {
+                            let value = text.trim_end();
+                            let fine = match name {
+                                "state" => states.contains(&value),
+                                "locked" => ["0", "1"].contains(&value),
+                                // Time does not run backwards.
+                                "generation" => value.parse().is_ok_and(|generation: u64| {
+                                    let fine = generation >= last;
+                                    last = generation;
+                                    fine
+                                }),
+                                _ => true,
+                            };
+                            if !fine {
+                                failed(format!("{name} says {value:?}"));
+                            }
+                        }
+                        Err(error) => failed(format!("reading {name}: {error}")),
+                    }
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for number in 0..32 {
+            let (tree, stop, writes, failed) = (&tree, &stop, &writes, &failed);
+            scope.spawn(move || {
+                let (name, value, allowed): (_, _, &[i32]) = match number % 4 {
+                    0 => ("locks/guarded/locked", "0\n", &[libc::EBUSY]),
+                    1 => ("locks/guarded/conf_locked", "2\n", &[libc::EINVAL]),
+                    2 => ("gc", "1\n", &[]),
+                    _ => ("gc_interval_ms", "200\n", &[]),
+                };
+                while !stop.load(Ordering::Relaxed) {
+                    let file = fs::OpenOptions::new().write(true).open(tree.join(name));
+                    let written = file.and_then(|file| file.write_at(value.as_bytes(), 0));
+                    if let Err(error) = written
+                        && !error.raw_os_error().is_some_and(|errno| allowed.contains(&errno))
+                    {
+                        failed(format!("writing {name}: {error}"));
+                    }
+                    writes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        scope.spawn(|| {
+            // Locks that come and go by the thousand.
+            while !stop.load(Ordering::Relaxed) {
+                let taken = fs::File::open(&lock).and_then(|file| {
+                    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+                    Ok(rustix::fs::flock(&file, exclusive)?)
+                });
+                if let Err(error) = taken {
+                    failed(format!("locking: {error}"));
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        });
+        let started = Instant::now();
+        std::thread::sleep(lasting / 2);
+        let halfway = resident(garden.daemon.pid());
+        std::thread::sleep(lasting.saturating_sub(started.elapsed()));
+        stop.store(true, Ordering::Relaxed);
+        let _ = before.set(halfway?);
+        Ok(())
+    })?;
+    let after = resident(garden.daemon.pid())?;
+    let (reads, writes) = (reads.into_inner(), writes.into_inner());
+    let halfway = *before.get().context("no memory was measured")?;
+    println!("    {reads} reads, {writes} writes; resident {halfway} kB, then {after} kB");
+    let errors = errors.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !errors.is_empty() {
+        bail!("{errors:?}");
+    }
+    ensure!(reads > 100 && writes > 100, "{reads} reads and {writes} writes");
+    ensure!(after <= halfway + 8192, "the daemon grew from {halfway} kB to {after} kB");
+    garden.daemon.stop()?;
+    Ok(())
+}
