@@ -59,14 +59,21 @@ pub const STATE_DIR: &str = "LOCKWATCH_STATE_DIR";
 /// # Errors
 /// Where the chosen source cannot be read at all.
 pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
-    let first = once(choice, files, &BTreeSet::new())?;
+    let mut hunt = None;
+    let first = once(choice, files, &BTreeSet::new(), &mut hunt)?;
     let dying = dying(&first.view);
     let suspects = fleeting(&first.view);
     if suspects.is_empty() && dying.is_empty() {
         return Ok(first);
     }
     sleep(GRACE);
-    let mut second = once(choice, files, &dying)?;
+    if dying.is_empty()
+        && let Some(hunt) = &mut hunt
+        && only_kept(&first.view, &suspects)
+    {
+        return Ok(still_there(first, hunt, &suspects)?);
+    }
+    let mut second = once(choice, files, &dying, &mut hunt)?;
     let new = fleeting(&second.view);
     for lock in &mut second.view.locks {
         let was_dying = lock.verdict.reason == Some(Reason::Exiting);
@@ -77,6 +84,39 @@ pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
         }
     }
     Ok(second)
+}
+
+/// True where each of `suspects` is known to be in a place of its own: then it need only be seen
+/// whether that is still so.
+fn only_kept(view: &View, suspects: &BTreeSet<LockId>) -> bool {
+    let mut locks = view.locks.iter().filter(|lock| suspects.contains(&lock.id));
+    locks.all(|lock| {
+        let mut places = view.places(lock);
+        places.len() > 0 && places.all(|place| place.via() != Via::Kernel)
+    })
+}
+
+/// The first look, with what is found now of the places of its suspects. As long as a description
+/// lives it is the same one, so what is there then and now was there all the time.
+fn still_there(
+    look: Look,
+    hunt: &mut bpf::Hunt,
+    suspects: &BTreeSet<LockId>,
+) -> Result<Look, bpf::BpfError> {
+    let mut snapshot = look.view.snapshot;
+    bpf::again(&mut snapshot, hunt)?;
+    let mut view = view(snapshot);
+    for place in 0..view.locks.len() {
+        let lock = &view.locks[place];
+        let gone = is_fleeting(&view, lock) && view.places(lock).len() == 0;
+        if suspects.contains(&lock.id) && gone {
+            let verdict = &mut view.locks[place].verdict;
+            verdict.state = State::Unknown;
+            verdict.reason = None;
+            verdict.evidence.push(Evidence::SeenOnce);
+        }
+    }
+    Ok(Look { view, ..look })
 }
 
 /// Acquirers that are on their way out.
@@ -96,13 +136,19 @@ fn is_fleeting(view: &View, lock: &LockView) -> bool {
             || view.places(lock).any(|place| place.via() == Via::ScmRights))
 }
 
-fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyhow::Result<Look> {
+/// `hunt` becomes the search that was made, where one was.
+fn once(
+    choice: Choice,
+    files: &[OwnedFd],
+    stuck: &BTreeSet<ProcessId>,
+    hunt: &mut Option<bpf::Hunt>,
+) -> anyhow::Result<Look> {
     match choice {
-        Choice::Bpf => by_bpf(files, stuck).map_err(|error| {
+        Choice::Bpf => by_bpf(files, stuck, hunt).map_err(|error| {
             anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
         }),
         Choice::Procfs => Ok(by_procfs(files, stuck)?),
-        Choice::Auto => match by_bpf(files, stuck) {
+        Choice::Auto => match by_bpf(files, stuck, hunt) {
             Ok(look) => Ok(look),
             Err(error) => {
                 tell_once(&error);
@@ -112,27 +158,37 @@ fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyho
     }
 }
 
-fn by_bpf(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, bpf::BpfError> {
-    let mut reading = bpf::read()?;
-    remember(&mut reading);
-    let bpf::Reading { mut snapshot, own_files, .. } = reading;
+fn by_bpf(
+    files: &[OwnedFd],
+    stuck: &BTreeSet<ProcessId>,
+    hunt: &mut Option<bpf::Hunt>,
+) -> Result<Look, bpf::BpfError> {
+    let bpf::Reading { mut snapshot, own_files, .. } = read_bpf()?;
     snapshot.stuck = stuck.clone();
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
-    look.view = explained(look.view);
+    (look.view, *hunt) = explained(look.view);
     Ok(look)
 }
 
-/// The view with what no fd table shows, where a lock is unexplained without.
-pub(crate) fn explained(first: View) -> View {
+/// The view with what no fd table shows, where a lock is unexplained without, and the search that
+/// was made for it.
+pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
     // Whoever has nothing unexplained pays nothing for the search.
     let unexplained = first.unexplained();
     if unexplained.is_empty() {
-        return first;
+        return (first, None);
     }
     let mut snapshot = first.snapshot;
-    bpf::explain(&mut snapshot, &unexplained);
+    let hunt = bpf::explain(&mut snapshot, &unexplained);
     log::debug!("searched for {} descriptions", unexplained.len());
-    view(snapshot)
+    (view(snapshot), hunt)
+}
+
+/// The kernel's tables, with what the pinned history knows of them.
+fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
+    let mut reading = bpf::read()?;
+    remember(&mut reading);
+    Ok(reading)
 }
 
 /// Adds what the pinned history knows, where there is one.

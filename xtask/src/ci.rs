@@ -17,13 +17,13 @@ const MATRIX_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Runs all parts, whatever comes of each. The last line of stdout is the sum over all.
 pub(crate) fn run() -> Result<ExitCode> {
     let mut parts: Vec<Part> = vec![("checks", checks())];
+    deploy::install_tools();
     // The tests are run also where a check failed: one run then tells everything.
     match test::parts(None, test::Bpf::Required) {
         Ok(tests) => parts.extend(tests),
         Err(error) => parts.push(("tests", Err(error))),
     }
     if !interrupt::happened() {
-        deploy::install_tools();
         parts.push(("what is shipped", deploy::tests(None)));
     }
     if !interrupt::happened() {

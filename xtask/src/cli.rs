@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, check, ci, deploy, dist, interrupt, scan, setup, soak, test, vm};
+use crate::{
+    bench, build, check, ci, deploy, dist, interrupt, scan, setup, soak, test, unseen, vm,
+};
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
@@ -82,6 +84,9 @@ enum Verb {
         #[command(subcommand)]
         subject: soak::Subject,
     },
+    /// Renew the table of docs/unseen-holders.md: what this machine's tools say of locks that no
+    /// fd table shows
+    Unseen,
     /// Take locks and keep them: the benchmark's own processes
     #[command(name = bench::holder::VERB, hide = true)]
     BenchHolder {
@@ -130,6 +135,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Ci => ci::run(),
         Verb::Bench { subject } => bench::run(&subject),
         Verb::Soak { subject } => soak::run(&subject),
+        Verb::Unseen => unseen::run(),
         Verb::BenchHolder { args } => bench::holder::run(&args),
         Verb::BenchListing { args } => bench::listing::run(&args),
     }

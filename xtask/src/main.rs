@@ -21,6 +21,7 @@ mod setup;
 mod soak;
 mod tally;
 mod test;
+mod unseen;
 mod vm;
 mod workspace;
 

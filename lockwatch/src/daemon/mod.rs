@@ -84,7 +84,7 @@ pub fn run(daemon: &Daemon) -> anyhow::Result<u8> {
                 .enable_all()
                 .build()
                 .context("daemon: starting the loop")?;
-            runtime.block_on(watch::watch(&config, watch))
+            runtime.block_on(watch::watch(&config, daemon.config.as_deref(), watch))
         }
     }
 }

@@ -22,7 +22,7 @@ use super::kernel::Kernel;
 use super::log_file::LogFile;
 use super::readings::Readings;
 use super::scrapes::{PULSE, Scrapes};
-use super::tree::Tree;
+use super::tree::{Tree, Wanted};
 use super::{nanos, now, readiness};
 use crate::config::Config;
 use crate::engine::input::{Input, Output, Settings, Started, Watched};
@@ -40,7 +40,11 @@ const NO_HEARTBEAT: Duration = Duration::from_secs(3600);
 const PATIENCE: u32 = 10;
 
 /// Watches until it is ended.
-pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8> {
+pub(super) async fn watch(
+    config: &Config,
+    file: Option<&Path>,
+    options: &Watch,
+) -> anyhow::Result<u8> {
     let socket = config.socket();
     let _instance = Instance::take(&config.state_dir, &socket).context("daemon")?;
     let mut terminated = signal(SignalKind::terminate()).context("daemon: catching SIGTERM")?;
@@ -63,7 +67,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
     let paths: Vec<PathBuf> =
         config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
     let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
-    let tree = Tree::grow(config)?;
+    let tree = Tree::grow(config, file)?;
     let (_, release) = machine::names();
     let scrapes = Scrapes::start(config, release.clone(), now(), kernel.tables())?;
     let mut watching = Watching {
@@ -114,6 +118,7 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
             _ = pulse.tick() => watching.step(&mut kernel, Input::Tick)?,
             drained = kernel.records() => {
                 for input in drained.context("daemon: reading the kernel's records")? {
+                    watching.tree.hear(&input);
                     watching.step(&mut kernel, input)?;
                 }
             }
@@ -121,17 +126,26 @@ pub(super) async fn watch(config: &Config, options: &Watch) -> anyhow::Result<u8
                 let Some(taken) = taken else { bail!("daemon: the reader has ended") };
                 watching.look_for_losses(&mut kernel)?;
                 watching.taken(&mut kernel, config, taken)?;
-                if !ready {
+                // A reading that failed shows nothing.
+                if !ready && watching.failures == 0 {
                     ready = true;
                     watching.scrapes.ready();
                     readiness::ready("watching");
                 }
             }
-            request = watching.tree.request() => {
-                if let Some(input) = watching.tree.obey(request, now().boot) {
-                    watching.step(&mut kernel, input)?;
+            wanted = watching.tree.next() => match wanted {
+                Wanted::Reading => watching.readings.ask(),
+                Wanted::Released(released) => {
+                    if let Some(input) = watching.tree.released(released, now().boot) {
+                        watching.step(&mut kernel, input)?;
+                    }
                 }
-            }
+                Wanted::Written(request) => {
+                    if let Some(input) = watching.tree.obey(request, now().boot) {
+                        watching.step(&mut kernel, input)?;
+                    }
+                }
+            },
             () = &mut followers => {}
         }
     }

@@ -42,10 +42,14 @@ fn begin(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
     Ok((house, daemon))
 }
 
-/// True for an event about a lock on that file of the scene.
+/// True for an event about a lock on that file of the scene, also where no reading has shown its
+/// path yet.
 fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
-    let path = scene.path_text(name)?;
-    Ok(move |event: &Value| event["lock"]["file"]["path"] == path.as_str())
+    let file = scene.file(name)?;
+    Ok(move |event: &Value| {
+        let told = &event["lock"]["file"];
+        told["ino"] == file.ino && told["dev"] == file.dev.as_str()
+    })
 }
 
 /// Long enough for two reconciliations and as many graces.
@@ -262,14 +266,14 @@ fn a_pid_that_is_given_again_is_told(scene: &mut Scene) -> Result<()> {
 fn a_lock_file_that_was_made_anew_is_told(scene: &mut Scene) -> Result<()> {
     let (_house, mut daemon) = begin(scene, QUICK)?;
     scene.play(HELD)?;
-    let old = scene.file("lock")?;
+    let (old, on_old) = (scene.file("lock")?, on(scene, "lock")?);
     scene.play(
         "start other
          other: replace lock
          other: open b lock
          other: flock b ex",
     )?;
-    let event = daemon.expect("lock_replaced", on(scene, "lock")?)?;
+    let event = daemon.expect("lock_replaced", on_old)?;
     same!("old", event["lock"]["file"]["ino"], old.ino);
     same!("new", event["new_lock"]["file"]["ino"], scene.file("lock")?.ino);
     same!("new owner", event["new_lock"]["acquirer"]["pid"], scene.pid("other")?);

@@ -40,6 +40,7 @@ mod targets;
 mod tree;
 mod tree_shell;
 mod unseen;
+mod unseen_table;
 mod verbs;
 mod waits;
 
@@ -73,6 +74,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("unseen_table", unseen_table::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),

@@ -114,8 +114,8 @@ fn a_scan_reads_the_pinned_history(scene: &mut Scene) -> Result<()> {
     // With or without a daemon: what counts is what is pinned.
     house.start(scene, &[])?.stop()?;
     scene.play(LEAKED)?;
-    let scan = ["scan", "--json", "--source", "bpf", "--config", &house.config()];
-    let run = scene.lockwatch(&scan)?.run()?;
+    let scan = scene.lockwatch(&["scan", "--json", "--source", "bpf"])?;
+    let run = scan.env("LOCKWATCH_STATE_DIR", house.path("bpf/lockwatch")).run()?;
     let report = scene.report(&run)?;
     let text: Value = serde_json::from_slice(&run.stdout).context("the report")?;
     same!("history", text["history"], true);
@@ -213,7 +213,7 @@ fn a_configuration_is_checked_without_a_daemon(scene: &mut Scene) -> Result<()> 
     house.configure("grase = 1")?;
     let run = scene.lockwatch(&check)?.run()?;
     let line = run.fails_in_one_line()?;
-    ensure!(line.contains("line 3: unknown field `grase`"), "said {line:?}");
+    ensure!(line.contains("line 4: unknown field `grase`"), "said {line:?}");
     let run = scene.lockwatch(&["daemon", "--config", "/srv/absent.toml"])?.run()?;
     let line = run.fails_in_one_line()?;
     ensure!(line.contains("/srv/absent.toml: No such file"), "said {line:?}");

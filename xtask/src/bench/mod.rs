@@ -14,6 +14,7 @@ mod reclaim;
 mod report;
 mod scenario;
 mod table;
+mod unseen;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -132,11 +133,17 @@ fn measure_all(args: &ScanArgs, binary: &std::path::Path) -> Result<Results> {
         lslocks_is_there: machine.lslocks.is_some(),
     };
     let idle = bench.idle()?;
+    let unseen = bench.unseen()?;
     let one_file = bench.one_file()?;
     let pairs = bench.disturbance()?;
     let cells = bench.cells()?;
-    let goals =
-        goals::all(&Measured { cells: &cells, one_file: &one_file, idle: &idle, pairs: &pairs });
+    let goals = goals::all(&Measured {
+        cells: &cells,
+        one_file: &one_file,
+        idle: &idle,
+        unseen: &unseen,
+        pairs: &pairs,
+    });
     let load_after = machine::load()?;
-    Ok(Results { machine, load_after, cells, one_file, idle, pairs, goals })
+    Ok(Results { machine, load_after, cells, one_file, idle, unseen, pairs, goals })
 }

@@ -36,6 +36,11 @@ type Wait = (ProcessId, LockId, Option<BootTime>);
 type Link = (Pid, u32);
 
 impl Deadlocks {
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.seen.values().map(|seen| seen.waits.len()).sum()
+    }
+
     /// A new view, of a reading that was begun at `begun`.
     pub(super) fn read(
         &mut self,

@@ -49,6 +49,8 @@ pub struct Engine {
     /// The number of the last event.
     seq: u64,
     view: Arc<View>,
+    /// When the reading of the view was begun.
+    begun: BootTime,
     watched: BTreeMap<FileId, Watched>,
     schedule: Schedule,
     reorder: Reorder,
@@ -61,7 +63,10 @@ pub struct Engine {
     long_waits: LongWaits,
     /// Records that were lost, and when that was known.
     lost: Option<(u64, BootTime)>,
-    attended: Vec<FileId>,
+    /// What was asked for last. At first a daemon before may have asked for something else.
+    attended: Option<Vec<FileId>>,
+    /// Whether that may have changed.
+    reconsider: bool,
 }
 
 impl Engine {
@@ -70,6 +75,7 @@ impl Engine {
         Self {
             seq: 0,
             view: nothing(),
+            begun: BootTime(0),
             watched: BTreeMap::new(),
             schedule: Schedule::new(settings.gc_interval),
             reorder: Reorder::default(),
@@ -81,7 +87,8 @@ impl Engine {
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
             lost: None,
-            attended: Vec::new(),
+            attended: None,
+            reconsider: true,
             settings,
         }
     }
@@ -94,9 +101,24 @@ impl Engine {
     /// When [`Self::step`] should be called with a [`Input::Tick`] unless there is something else
     /// before.
     pub fn deadline(&self) -> Option<BootTime> {
-        let due = [self.reorder.deadline(), self.handoffs.deadline()];
-        let due = due.into_iter().flatten();
-        Some(due.fold(self.schedule.deadline(), BootTime::min))
+        let due = self.schedule.deadline();
+        Some(self.reorder.deadline().map_or(due, |record| record.min(due)))
+    }
+
+    /// How many entries it remembers besides the view. It stays below what the locks and waiters of
+    /// the newest reading, the files that are watched, and fixed numbers add up to.
+    pub fn remembered(&self) -> usize {
+        self.watched.len()
+            + self.schedule.remembered()
+            + self.reorder.remembered()
+            + self.orphans.remembered()
+            + self.handoffs.remembered()
+            + self.exit_races.remembered()
+            + self.recycled.remembered()
+            + self.replaced.remembered()
+            + self.deadlocks.remembered()
+            + self.long_waits.remembered()
+            + self.attended.as_ref().map_or(0, Vec::len)
     }
 
     /// Takes one input in. Times that run backwards are no error, and nothing happens earlier for
@@ -118,10 +140,12 @@ impl Engine {
             self.seq += 1;
             outputs.push(Output::Event(Box::new(news.numbered(self.seq, now))));
         }
-        let attended = self.attention();
-        if attended != self.attended {
-            self.attended.clone_from(&attended);
-            outputs.push(Output::Attend(attended));
+        if std::mem::take(&mut self.reconsider) {
+            let attended = self.attention();
+            if self.attended.as_ref() != Some(&attended) {
+                self.attended = Some(attended.clone());
+                outputs.push(Output::Attend(attended));
+            }
         }
         if self.schedule.poll(now.boot) {
             outputs.push(Output::Read);
@@ -163,7 +187,9 @@ impl Engine {
     fn settle(&mut self, now: BootTime, news: &mut Vec<News>) {
         while let Some(record) = self.reorder.next(now) {
             match record {
-                Record::PidReused(reused) => self.recycled.reuse(reused, &mut self.schedule),
+                Record::PidReused(reused) => {
+                    self.recycled.reuse(reused, self.begun, &mut self.schedule);
+                }
                 Record::Ended(ended) => self.end(ended, news),
                 Record::Acquired(acquired) => self.acquire(&acquired, news),
                 Record::Released(released) => self.release(&released, news),
@@ -176,6 +202,7 @@ impl Engine {
         let scene = Scene { view: &self.view, watched: &self.watched };
         news.extend(self.recycled.end(&ended, scene));
         let outlived_owner = self.orphans.outlived_owner(ended.lock.id);
+        self.reconsider |= self.orphans.contains(ended.lock.id);
         news.extend(self.orphans.end(&ended));
         if !outlived_owner {
             news.extend(self.exit_races.end(&ended, scene));
@@ -235,6 +262,7 @@ impl Engine {
             self.schedule.at_once(now);
         }
         self.watched = watched;
+        self.reconsider = true;
     }
 
     fn read(&mut self, reading: Reading, now: BootTime, news: &mut Vec<News>) {
@@ -247,6 +275,8 @@ impl Engine {
         let mut view = View::with_patience(snapshot, &ids, overdue);
         self.orphans.confirm(&mut view, begun, grace, &mut self.schedule);
         self.view = Arc::new(view);
+        self.begun = begun;
+        self.reconsider = true;
         let scene = Scene { view: &self.view, watched: &self.watched };
         if let Some((records, _)) = self.lost.take_if(|(_, at)| *at <= begun) {
             news.push(News::general(Kind::Lost { records }));
@@ -266,16 +296,12 @@ impl Engine {
         self.schedule.at_once(now);
     }
 
-    /// The files whose every lock and attempt matters: those that are watched, those of orphans, and
-    /// those of crashes within their window.
+    /// The files whose every lock and attempt matters: those that are watched, and those of orphans.
+    /// To the file of a crash the kernel pays attention by itself for the window: nobody else could
+    /// be quick enough.
     fn attention(&self) -> Vec<FileId> {
         let mut files: BTreeSet<FileId> = self.watched.keys().copied().collect();
         files.extend(self.orphans.files());
-        files.extend(self.handoffs.files());
-        files.extend(self.reorder.waiting().filter_map(|record| match record {
-            Record::Ended(ended) if handoffs::is_crash(ended) => Some(ended.lock.file),
-            _ => None,
-        }));
         files.into_iter().collect()
     }
 }

@@ -55,6 +55,11 @@ impl Orphans {
         self.announced.values().map(|orphan| orphan.told.lock.file)
     }
 
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.announced.len() + self.suspects.len() + self.ended.len()
+    }
+
     /// Takes back, in a view of a reading that was begun at `begun`, every orphan that cannot be
     /// called one yet, and orders the readings that will tell.
     pub(super) fn confirm(

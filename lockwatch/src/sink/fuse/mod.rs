@@ -36,7 +36,7 @@ use rustix::io::Errno;
 
 use self::mount::Point;
 use self::state::{Events, Gone, Message, State};
-use self::wire::{Attr, Op, Opening};
+use self::wire::{Attr, Entry, Op, Opening};
 use super::tree::command::{Command, Refusal};
 use super::tree::{File, Node, NodeKind, Tree, Value};
 
@@ -47,6 +47,9 @@ pub use self::mount::MountError;
 const NAME_FOR: u32 = 900_000_000;
 /// The same of a folder's mode.
 const FOLDER_FOR: u32 = 900_000_000;
+/// The same of a value's size and time, which may change with the next view: just long enough for
+/// whoever has listed a folder and walks through it.
+const VALUE_FOR: u32 = 20_000_000;
 const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
 
@@ -254,12 +257,7 @@ impl Shared {
                 let name = std::str::from_utf8(name).unwrap_or_default();
                 match state.tree.look_up(node, name, request.uid == 0) {
                     None => refuse(Errno::NOENT),
-                    Some(found) => {
-                        let (name_for, attr_for) = belief(&found);
-                        let number = state.kernel_number(found.ino);
-                        let attr = attr(&found, None);
-                        Some(wire::entry(unique, number, name_for, attr_for, &attr))
-                    }
+                    Some(found) => Some(wire::entry(unique, &entry(&state, &found))),
                 }
             }
             Op::Getattr { handle } => match state.tree.node(node) {
@@ -330,8 +328,9 @@ impl Shared {
                 let handle = state.open_folder(entries);
                 Some(wire::opened(unique, handle, Opening::FOLDER))
             }
-            Op::Readdir { handle, offset, size } => {
-                match state.read_folder(handle, offset, size as usize) {
+            Op::Readdir { handle, offset, size, with_nodes } => {
+                let entry = with_nodes.then_some(entry);
+                match state.read_folder(handle, offset, size as usize, entry) {
                     Some(list) => Some(wire::data(unique, &list)),
                     None => refuse(Errno::BADF),
                 }
@@ -362,8 +361,14 @@ fn belief(node: &Node) -> (u32, u32) {
         NodeKind::Folder(_) => (NAME_FOR, FOLDER_FOR),
         // It may get another number at any time: see `state`.
         NodeKind::File(File::Value(Value::Locked | Value::Alias | Value::ForceUnlock), _) => (0, 0),
-        NodeKind::File(..) => (NAME_FOR, 0),
+        NodeKind::File(..) => (NAME_FOR, VALUE_FOR),
     }
+}
+
+fn entry(state: &State, node: &Node) -> Entry {
+    let (name_for, attr_for) = belief(node);
+    let number = state.kernel_number(node.ino);
+    Entry { number, name_for, attr_for, attr: attr(node, None) }
 }
 
 fn attr(node: &Node, open_size: Option<u64>) -> Attr {

@@ -118,7 +118,9 @@ fn prepare(path: &Path) -> Result<bool, MountError> {
     let point = |error: io::Error| MountError::Point { path: path.to_owned(), error };
     let mut stale = 0;
     let meta = loop {
-        match fs::metadata(path) {
+        // The kernel may know the folder's attributes from before its server died: statfs asks.
+        let asked = rustix::fs::statfs(path).map_err(io::Error::from);
+        match asked.and_then(|_| fs::metadata(path)) {
             // Nobody serves what is mounted there.
             Err(error) if is_dead(&error) => {
                 let gone = rustix::mount::unmount(path, UnmountFlags::DETACH);

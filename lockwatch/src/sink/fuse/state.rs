@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::feed::{Cursor, Feed};
-use super::wire::{self, Opening};
+use super::wire::{self, Entry, Listing, Opening};
 use crate::sink::tree::{File, Node, NodeKind, Tree};
 
 const POLLIN: u32 = 0x001;
@@ -111,17 +111,28 @@ impl State {
         self.handles.remove(&handle);
     }
 
-    /// The entries of an open folder from an offset on, as bytes.
-    pub(super) fn read_folder(&self, handle: u64, offset: u64, size: usize) -> Option<Vec<u8>> {
+    /// The entries of an open folder from an offset on, as bytes; `entry` tells of a node what
+    /// `LOOKUP` would, where that is wanted.
+    pub(super) fn read_folder(
+        &self,
+        handle: u64,
+        offset: u64,
+        size: usize,
+        entry: Option<impl Fn(&Self, &Node) -> Entry>,
+    ) -> Option<Vec<u8>> {
         let Handle::Folder(entries) = self.handles.get(&handle)? else { return None };
-        let mut list = Vec::new();
+        let mut list = Listing::new(size);
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(entries.len());
         for ((ino, is_folder, name), next) in entries[from..].iter().zip(offset + 1..) {
-            if !wire::add_entry(&mut list, size, *ino, next, *is_folder, name) {
+            let node = entry.as_ref().map(|entry| match self.tree.node(*ino) {
+                Some(node) if name != "." && name != ".." => entry(self, &node),
+                _ => Entry::NONE,
+            });
+            if !list.add(*ino, next, *is_folder, name, node.as_ref()) {
                 break;
             }
         }
-        Some(list)
+        Some(list.into_bytes())
     }
 
     /// How long the content is that an open file's reader sees.

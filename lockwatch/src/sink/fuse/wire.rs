@@ -27,6 +27,8 @@ const OUT_HEADER: usize = 16;
 const ASYNC_READ: u32 = 1 << 0;
 const ATOMIC_O_TRUNC: u32 = 1 << 3;
 const BIG_WRITES: u32 = 1 << 5;
+const DO_READDIRPLUS: u32 = 1 << 13;
+const READDIRPLUS_AUTO: u32 = 1 << 14;
 const PARALLEL_DIROPS: u32 = 1 << 18;
 
 /// `FATTR_SIZE`, `FATTR_FH` and `FATTR_LOCKOWNER` of a `SETATTR`.
@@ -86,10 +88,12 @@ pub(super) enum Op<'a> {
         handle: u64,
     },
     Opendir,
+    /// `with_nodes`: what `LOOKUP` would tell comes along.
     Readdir {
         handle: u64,
         offset: u64,
         size: u32,
+        with_nodes: bool,
     },
     Releasedir {
         handle: u64,
@@ -152,10 +156,11 @@ impl<'a> Op<'a> {
                 flags: u32_at(body, 12)?,
             },
             27 => Self::Opendir,
-            28 => Self::Readdir {
+            28 | 44 => Self::Readdir {
                 handle: u64_at(body, 0)?,
                 offset: u64_at(body, 8)?,
                 size: u32_at(body, 16)?,
+                with_nodes: opcode == 44,
             },
             29 => Self::Releasedir { handle: u64_at(body, 0)? },
             36 => Self::Interrupt { unique: u64_at(body, 0)? },
@@ -259,7 +264,12 @@ pub(super) fn error(unique: u64, errno: i32) -> Vec<u8> {
 
 /// To `INIT`.
 pub(super) fn init(unique: u64, max_readahead: u32, offered: u32) -> Vec<u8> {
-    let wanted = ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | PARALLEL_DIROPS;
+    let wanted = ASYNC_READ
+        | ATOMIC_O_TRUNC
+        | BIG_WRITES
+        | DO_READDIRPLUS
+        | READDIRPLUS_AUTO
+        | PARALLEL_DIROPS;
     Answer::new(unique)
         .u32(MAJOR)
         .u32(MINOR)
@@ -284,10 +294,44 @@ pub(super) fn init_major(unique: u64) -> Vec<u8> {
     Answer::new(unique).u32(MAJOR).u32(MINOR).u64(0).u64(0).u64(0).u64(0).u64(0).u64(0).u64(0).end()
 }
 
-/// To `LOOKUP`: the node's number, and for how long the name and the rest may be believed,
-/// nanoseconds (less than a second).
-pub(super) fn entry(unique: u64, node: u64, name_for: u32, attr_for: u32, attr: &Attr) -> Vec<u8> {
-    Answer::new(unique).u64(node).u64(0).u64(0).u64(0).u32(name_for).u32(attr_for).attr(attr).end()
+/// A node under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The number by which the kernel shall know it; 0 is none.
+    pub(super) number: u64,
+    /// For how long the name may be believed, nanoseconds, less than a second.
+    pub(super) name_for: u32,
+    /// The same of the rest.
+    pub(super) attr_for: u32,
+    /// The rest.
+    pub(super) attr: Attr,
+}
+
+impl Entry {
+    /// No node.
+    pub(super) const NONE: Self = Self {
+        number: 0,
+        name_for: 0,
+        attr_for: 0,
+        attr: Attr { ino: 0, size: 0, mode: 0, links: 0, changed: 0 },
+    };
+}
+
+impl Answer {
+    fn entry(self, entry: &Entry) -> Self {
+        self.u64(entry.number)
+            .u64(0)
+            .u64(0)
+            .u64(0)
+            .u32(entry.name_for)
+            .u32(entry.attr_for)
+            .attr(&entry.attr)
+    }
+}
+
+/// To `LOOKUP`.
+pub(super) fn entry(unique: u64, entry: &Entry) -> Vec<u8> {
+    Answer::new(unique).entry(entry).end()
 }
 
 /// To `GETATTR` and `SETATTR`.
@@ -354,30 +398,52 @@ pub(super) fn poll_notice(kernel_handle: u64) -> Vec<u8> {
     bytes
 }
 
-/// Appends an entry of a folder; false where it does not fit into `room` bytes any more. `next` is
-/// the offset of the entry behind it.
-pub(super) fn add_entry(
-    list: &mut Vec<u8>,
+/// The entries of a folder that fit into an answer.
+pub(super) struct Listing {
+    bytes: Vec<u8>,
     room: usize,
-    ino: u64,
-    next: u64,
-    is_folder: bool,
-    name: &str,
-) -> bool {
-    const DT_DIR: u32 = 4;
-    const DT_REG: u32 = 8;
-    let length = (24 + name.len()).next_multiple_of(8);
-    if list.len() + length > room {
-        return false;
+}
+
+impl Listing {
+    /// For an answer of at most so many bytes.
+    pub(super) fn new(room: usize) -> Self {
+        Self { bytes: Vec::new(), room }
     }
-    let end = list.len() + length;
-    list.extend_from_slice(&ino.to_ne_bytes());
-    list.extend_from_slice(&next.to_ne_bytes());
-    list.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-    list.extend_from_slice(&if is_folder { DT_DIR } else { DT_REG }.to_ne_bytes());
-    list.extend_from_slice(name.as_bytes());
-    list.resize(end, 0);
-    true
+
+    /// Appends an entry; false where it does not fit any more. `next` is the offset of the entry
+    /// behind it; `node` is what `LOOKUP` would tell, where that is wanted.
+    pub(super) fn add(
+        &mut self,
+        ino: u64,
+        next: u64,
+        is_folder: bool,
+        name: &str,
+        node: Option<&Entry>,
+    ) -> bool {
+        const DT_DIR: u32 = 4;
+        const DT_REG: u32 = 8;
+        const ENTRY: usize = 128;
+        let length = (24 + name.len()).next_multiple_of(8) + node.map_or(0, |_| ENTRY);
+        if self.bytes.len() + length > self.room {
+            return false;
+        }
+        let end = self.bytes.len() + length;
+        let mut answer = Answer(std::mem::take(&mut self.bytes));
+        if let Some(node) = node {
+            answer = answer.entry(node);
+        }
+        let kind = if is_folder { DT_DIR } else { DT_REG };
+        answer = answer.u64(ino).u64(next).u32(name.len() as u32).u32(kind);
+        self.bytes = answer.0;
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.resize(end, 0);
+        true
+    }
+
+    /// What has fitted.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 #[cfg(test)]
@@ -427,7 +493,8 @@ mod tests {
         };
         assert_eq!(body(init(7, 0, u32::MAX)), 64);
         assert_eq!(body(init_major(7)), 64);
-        assert_eq!(body(entry(7, 1, 0, 0, &attr)), 128);
+        let named = Entry { number: 1, name_for: 0, attr_for: 0, attr };
+        assert_eq!(body(entry(7, &named)), 128);
         assert_eq!(body(super::attr(7, 0, &attr)), 104);
         assert_eq!(body(opened(7, 1, Opening::DIRECT)), 16);
         assert_eq!(body(written(7, 2)), 8);
@@ -439,12 +506,19 @@ mod tests {
 
     #[test]
     fn entries_of_a_folder_are_padded_and_stop_where_the_room_ends() {
-        let mut list = Vec::new();
-        assert!(add_entry(&mut list, 64, 5, 1, false, "state"));
-        assert_eq!(list.len(), 32);
-        assert!(add_entry(&mut list, 64, 6, 2, true, "locks"));
-        assert!(!add_entry(&mut list, 64, 7, 3, true, "x"));
-        assert_eq!(list.len(), 64);
+        let mut list = Listing::new(64);
+        assert!(list.add(5, 1, false, "state", None));
+        assert!(list.add(6, 2, true, "locks", None));
+        assert!(!list.add(7, 3, true, "x", None));
+        let bytes = list.into_bytes();
+        assert_eq!((bytes.len(), u64_at(&bytes, 32)), (64, Some(6)));
+        let attr = Attr { ino: 5, size: 0, mode: 0, links: 1, changed: 0 };
+        let node = Entry { number: 9, name_for: 0, attr_for: 0, attr };
+        let mut list = Listing::new(200);
+        assert!(list.add(5, 1, false, "state", Some(&node)));
+        let bytes = list.into_bytes();
+        assert_eq!((u64_at(&bytes, 0), u64_at(&bytes, 128)), (Some(9), Some(5)));
+        assert_eq!(bytes.len(), 160);
     }
 
     proptest! {

@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(stem(b"/a/."), "_");
         assert_eq!(stem(b"/"), "unnamed");
         assert_eq!(stem(b""), "unnamed");
-        assert_eq!(stem(b"/a/$(reboot) \n\x1b[2J~2.conf"), "__reboot______2J_2");
+        assert_eq!(stem(b"/a/$(reboot) \n\x1b[2J~2.conf"), "__reboot_____2J_2");
         assert_eq!(stem(b"/a/\xff\xfe.x"), "__");
         assert_eq!(extension(b"/a/b.co/../../x.c\nd").as_deref(), Some("c_d"));
     }

@@ -84,6 +84,7 @@ impl Stage {
             description: Some(owner),
             table: Some(Owner(holder as u64)),
             opener: None,
+            writes: None,
         });
         let process = Process {
             start: Some(StartTime(start)),

@@ -36,8 +36,9 @@ use lockwatch_common::snapshot::{
 use record::{Record, RecordError, Records};
 pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
+pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::explain;
+pub use unseen::{again, explain};
 use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev};

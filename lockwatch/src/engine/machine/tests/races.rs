@@ -88,24 +88,6 @@ fn a_lock_that_outlived_its_owner_is_not_handed_off_by_the_crash() {
 }
 
 #[test]
-fn attention_is_paid_to_a_crashed_owners_file_for_the_window() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.until(12_000);
-    let death = stage.dies(8123, End::Signal(9));
-    let ended = stage.ended(1, death, None);
-    stage.input(Input::Ended(ended));
-    assert_eq!(stage.attended, [file(131)], "at once, before the record is in order");
-    stage.until(17_000);
-    assert_eq!(stage.attended, [file(131)]);
-    stage.until(17_100);
-    assert_eq!(stage.attended, []);
-}
-
-#[test]
 fn an_attempt_on_a_lock_whose_owner_is_exiting_is_an_exit_race_once_the_lock_ends() {
     let mut stage = stories::exit_race();
     assert_eq!(stage.kinds(), ["started", "exit_race"]);
@@ -249,6 +231,33 @@ fn a_recycled_pid_is_found_by_a_reading_where_its_record_was_lost() {
     assert_eq!(stage.kinds(), ["started", "pid_recycled"]);
     let Kind::PidRecycled { to } = stage.last_kind("pid_recycled") else { unreachable!() };
     assert_eq!(to.comm.as_deref(), Some(&b"bystander"[..]));
+}
+
+#[test]
+fn of_a_lock_from_before_the_history_only_one_that_was_there_before_the_reuse_counts() {
+    for was_there in [true, false] {
+        let mut stage = Stage::new();
+        let world = &mut stage.world;
+        world.file(131, stories::PATH);
+        world.born(8123, "daemon", ms(5_000));
+        world.open(8123, 131, 1);
+        world.lock(8123, 131, 1, Access::Write, ms(6_000));
+        world.facts.locks[0].taken = None;
+        world.fork(8123, 8130, "daemon", ms(7_000));
+        world.die(8123, ms(9_000), End::Exit(0));
+        let locks = world.facts.locks.clone();
+        if !was_there {
+            world.facts.locks.clear();
+        }
+        stage.until(12_100);
+        stage.world.facts.locks = locks;
+        stage.world.born(8123, "bystander", stage.now);
+        let process = stage.world.who(8123).id;
+        stage.input(Input::PidReused(PidReused { process, at: stage.now }));
+        stage.until(15_000);
+        let expected: &[_] = if was_there { &["started", "pid_recycled"] } else { &["started"] };
+        assert_eq!(stage.kinds(), expected);
+    }
 }
 
 #[test]
