@@ -10,19 +10,18 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use rustix::time::{ClockId, clock_gettime};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::engine::classify::{Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::id::{self, LockId};
 use crate::engine::identity::{Dev, ProcessId};
 use crate::engine::snapshot::{Hides, Limit, Snapshot, Via};
-use crate::engine::view::{LockView, View};
+use crate::engine::view::View;
 use crate::sink::clock::Clock;
 use crate::source::history::{self, Contents, History, Names};
 use crate::source::{bpf, procfs};
-use crate::{failure, id_key};
+use crate::{failure, id_key, machine};
 
 /// Where the facts are to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -108,7 +107,7 @@ fn still_there(
     let mut view = view(snapshot);
     for place in 0..view.locks.len() {
         let lock = &view.locks[place];
-        let gone = is_fleeting(&view, lock) && view.places(lock).len() == 0;
+        let gone = view.is_fleeting(lock) && view.places(lock).len() == 0;
         if suspects.contains(&lock.id) && gone {
             let verdict = &mut view.locks[place].verdict;
             verdict.state = State::Unknown;
@@ -125,15 +124,7 @@ fn dying(view: &View) -> BTreeSet<ProcessId> {
 }
 
 fn fleeting(view: &View) -> BTreeSet<LockId> {
-    view.locks.iter().filter(|lock| is_fleeting(view, lock)).map(|lock| lock.id).collect()
-}
-
-/// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
-/// still giving things back, or what is in flight is about to be received.
-fn is_fleeting(view: &View, lock: &LockView) -> bool {
-    lock.verdict.state == State::Orphaned
-        && (lock.verdict.reason != Some(Reason::Inherited)
-            || view.places(lock).any(|place| place.via() == Via::ScmRights))
+    view.locks.iter().filter(|lock| view.is_fleeting(lock)).map(|lock| lock.id).collect()
 }
 
 /// `hunt` becomes the search that was made, where one was.
@@ -193,28 +184,33 @@ fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
 
 /// Adds what the pinned history knows, where there is one.
 pub(crate) fn remember(reading: &mut bpf::Reading) {
-    let folder = state_dir();
-    let joined = History::read_only(&folder).and_then(|tables| {
-        let Some(tables) = tables else { return Ok(()) };
-        let contents = Contents::read(&tables)?;
-        history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
-        log::debug!("joined with the history in {}", folder.display());
-        Ok(())
-    });
-    if let Err(error) = joined {
+    let mut unread = |why: &dyn std::fmt::Display| {
         reading.snapshot.limits.push(Limit {
-            what: format!("the daemon's history could not be read: {error}"),
+            what: format!("the daemon's history could not be read: {why}"),
             hides: Hides::Nothing,
         });
+    };
+    let folder = match state_dir() {
+        Ok(folder) => folder,
+        Err(error) => return unread(&error),
+    };
+    let contents = History::read_only(&folder)
+        .and_then(|tables| tables.map(|tables| Contents::read(&tables)).transpose());
+    match contents {
+        Ok(Some(contents)) => {
+            history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
+            log::debug!("joined with the history in {}", folder.display());
+        }
+        Ok(None) => {}
+        Err(error) => unread(&error),
     }
 }
 
 /// Where the daemon pins its history: as the environment says, or the default configuration.
-fn state_dir() -> PathBuf {
+fn state_dir() -> Result<PathBuf, ConfigError> {
     match std::env::var_os(STATE_DIR) {
-        Some(folder) => folder.into(),
-        // One that cannot be read is the daemon's to complain of.
-        None => Config::read(None).unwrap_or_default().state_dir,
+        Some(folder) => Ok(folder.into()),
+        None => Ok(Config::read(None)?.state_dir),
     }
 }
 
@@ -235,7 +231,8 @@ fn conclude(
     identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
     files: &[OwnedFd],
 ) -> Look {
-    let clock = now();
+    let now = machine::now();
+    let clock = Clock { unix: now.unix, boot: now.boot.0 };
     log::debug!(
         "{source}: {} locks, {} references",
         snapshot.locks.len(),
@@ -259,14 +256,6 @@ pub(crate) fn view(mut snapshot: Snapshot) -> View {
     snapshot.limits.dedup();
     let ids = id::assign(&snapshot, &key);
     View::new(snapshot, &ids)
-}
-
-fn now() -> Clock {
-    let nanos = |clock| {
-        let time = clock_gettime(clock);
-        (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
-    };
-    Clock { unix: nanos(ClockId::Realtime), boot: nanos(ClockId::Boottime) }
 }
 
 /// Says why BPF is not used, once a run.

@@ -136,7 +136,7 @@ pub const KEYS: &[Key] = &[
         .text("Leave orphans alone on files that no watch with reclaim = true names."),
     key(Section::Reclaim, "audit", "absolute path")
         .default("\"/var/log/lockwatch/reclaim.jsonl\"")
-        .text("Where every reclaim that is carried out is recorded: one JSON line each, appended."),
+        .text("Where every reclaim that is carried out is recorded: a JSON line as it begins and one as it ends, appended."),
     key(Section::Watch, "name", "letters, digits, -, _ and ., at most 64")
         .required()
         .text("Its name in the tree, in events and in metrics. Each name is given once."),

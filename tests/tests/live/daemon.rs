@@ -44,7 +44,7 @@ fn begin(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
 
 /// True for an event about a lock on that file of the scene, also where no reading has shown its
 /// path yet.
-fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
+pub(crate) fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
     let file = scene.file(name)?;
     Ok(move |event: &Value| {
         let told = &event["lock"]["file"];
@@ -91,7 +91,7 @@ fn an_orphan_is_told_once_with_its_whole_story(scene: &mut Scene) -> Result<()> 
     a_while();
     daemon.told_none_of(&["orphaned", "recovered", "all_clear"])?;
     // The id is the one that a scan shows.
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     same!("id", report.only_lock_on(&scene.file("lock")?)?.id, lock["id"]);
     daemon.stop()?;
     Ok(())
@@ -137,7 +137,7 @@ fn idioms_are_no_events(scene: &mut Scene) -> Result<()> {
     )?;
     a_while();
     daemon.told_none_of(&["orphaned", "crash_handoff", "exit_race", "pid_recycled"])?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     report.only_lock_on(&scene.file("lock")?)?.is("shared")?;
     report.only_lock_on(&scene.file("handed")?)?.is("handed_over")?;
     daemon.stop()?;

@@ -38,6 +38,7 @@ mod sources;
 mod stories;
 mod targets;
 mod tree;
+mod tree_around;
 mod tree_shell;
 mod unseen;
 mod unseen_table;
@@ -81,6 +82,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("tree", tree::TESTS),
+    ("tree_around", tree_around::TESTS),
     ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lockwatch_tests::harness::{Run, Scene, Test, patience};
+use lockwatch_tests::harness::{Run, Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 
@@ -21,8 +21,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
     once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
-    once!(a_reader_is_killed_while_the_daemon_is_stopped).needs(AND_SHELL),
-    once!(a_slow_reader_of_events_is_told_what_it_lost).needs(NEEDS).within(MINUTE),
     once!(a_walk_of_a_thousand_locks_takes_a_second).needs(AND_SHELL).within(MINUTE),
     once!(many_readers_and_writers_see_nothing_but_the_contract).needs(NEEDS).within(MINUTE),
 ];
@@ -124,68 +122,6 @@ fn a_follower_is_ended_by_any_signal(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// A daemon that does nothing any more is no worse than a dead one: its readers can be killed.
-fn a_reader_is_killed_while_the_daemon_is_stopped(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::begin(scene, QUICK)?;
-    let status = garden.path("status").display().to_string();
-    garden.daemon.signal(Signal::STOP)?;
-    let cat = scene.program("cat", &[&status])?.start()?;
-    std::thread::sleep(patience::stretched(Duration::from_millis(200)));
-    let sent = Instant::now();
-    cat.signal(Signal::KILL)?;
-    let ended = cat.finish();
-    garden.daemon.signal(Signal::CONT)?;
-    ensure!(ended?.code().is_none(), "it read something from a daemon that was stopped");
-    ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
-    ensure!(garden.value("status")?.ends_with('\n'), "it does not go on");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn a_slow_reader_of_events_is_told_what_it_lost(scene: &mut Scene) -> Result<()> {
-    use std::io::Read as _;
-    let path = scene.path("lock.conf");
-    fs::write(&path, "x")?;
-    let watch = format!("{QUICK}\n[[watch]]\nname = \"guarded\"\npath = \"{}\"", path.display());
-    let house = lockwatch_tests::harness::daemon::House::build(scene)?;
-    house.configure(&watch)?;
-    let daemon = house.start(scene, &["--verbose-events"])?;
-    let garden = Garden { house, daemon };
-    let mut events = fs::File::open(garden.path("events"))?;
-    let file = fs::File::open(&path)?;
-    let told = || fs::read_to_string(garden.daemon.log());
-    // The reader's share is 4096 events; in small helpings, so that the kernel's ring holds them.
-    while told()?.lines().count() < 4400 {
-        for _ in 0..100 {
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)?;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut length = 0;
-    let log = patience::until("the daemon has told it all", || {
-        std::thread::sleep(patience::stretched(Duration::from_millis(300)));
-        let log = told()?;
-        let before = std::mem::replace(&mut length, log.len());
-        Ok((log.len() == before).then_some(log))
-    })?;
-    let last = log.lines().last().context("no event")?;
-    let mut text = String::new();
-    let mut chunk = [0; 1 << 16];
-    while !text.ends_with(&format!("{last}\n")) {
-        let length = events.read(&mut chunk)?;
-        text.push_str(std::str::from_utf8(&chunk[..length])?);
-    }
-    let lines: Vec<&str> = text.lines().collect();
-    let skipped: serde_json::Value = serde_json::from_str(lines[0])?;
-    let skipped = skipped["skipped"].as_u64().context("the first line tells no loss")?;
-    // All but `started`, which came before.
-    same!("all", skipped as usize + lines.len() - 1, log.lines().count() - 1);
-    ensure!(log.lines().rev().zip(lines.iter().rev().take(4000)).all(|(a, b)| a == *b), "others");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
 fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
     let count = patience::rounds(1000).max(20);
     let garden = Garden::begin(scene, QUICK)?;
@@ -215,7 +151,7 @@ fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
         ensure!(lines >= count * 11, "{lines} lines of {count} locks");
         best = best.min(run.seconds);
     }
-    println!("    a walk of {count} locks: {best:.3} s");
+    note(&format!("a walk of {count} locks: {best:.3} s"));
     ensure!(
         best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
         "it took {best:.2} s"
@@ -323,7 +259,7 @@ fn many_readers_and_writers_see_nothing_but_the_contract(scene: &mut Scene) -> R
     let after = resident(garden.daemon.pid())?;
     let (reads, writes) = (reads.into_inner(), writes.into_inner());
     let halfway = *before.get().context("no memory was measured")?;
-    println!("    {reads} reads, {writes} writes; resident {halfway} kB, then {after} kB");
+    note(&format!("{reads} reads, {writes} writes; resident {halfway} kB, then {after} kB"));
     let errors = errors.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !errors.is_empty() {
         bail!("{errors:?}");

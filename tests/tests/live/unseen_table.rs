@@ -160,7 +160,7 @@ fn lockwatch_names_the_holder_whatever_the_others_say(scene: &mut Scene) -> Resu
 
 /// What it says, having seen that it is right.
 fn lockwatch(scene: &Scene, case: &Case, file: &str, keeper: Option<i32>) -> Result<String> {
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file(file)?)?;
     lock.is(case.verdict).with_context(|| case.what.to_owned())?;
     let holder = lock.holders.iter().find(|holder| keeper.is_none() || holder.pid == keeper);

@@ -10,6 +10,7 @@ mod holders;
 pub(crate) mod listing;
 mod machine;
 mod measure;
+mod overhead;
 mod reclaim;
 mod report;
 mod scenario;
@@ -38,6 +39,9 @@ use table::Style;
 pub(crate) enum Subject {
     /// `lockwatch scan` of 1,000 to 100,000 locks, beside lslocks and a read of /proc/locks
     Scan(ScanArgs),
+    /// What the history adds to taking and giving up locks, beside empty programs, a bare table,
+    /// bpftrace and strace
+    Overhead(overhead::OverheadArgs),
     /// `lockwatch reclaim --execute` of an orphan that one process keeps
     Reclaim(reclaim::ReclaimArgs),
 }
@@ -63,6 +67,7 @@ pub(crate) struct ScanArgs {
 pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let args = match subject {
         Subject::Scan(args) => args,
+        Subject::Overhead(args) => return overhead::run(args),
         Subject::Reclaim(args) => return reclaim::run(args),
     };
     let binary = match &args.binary {

@@ -42,6 +42,9 @@ use super::view::View;
 
 pub use reorder::WINDOW as REORDER_WINDOW;
 
+/// Events that wait for the path of their file at once.
+const MOST_HELD: usize = 1 << 12;
+
 /// The state between two inputs.
 #[derive(Debug)]
 pub struct Engine {
@@ -61,6 +64,10 @@ pub struct Engine {
     replaced: Replaced,
     deadlocks: Deadlocks,
     long_waits: LongWaits,
+    /// What is not told yet, because the next reading may know the path.
+    held: Vec<(BootTime, News)>,
+    /// What the calendar's clock is ahead of the boot clock.
+    shift: Option<u64>,
     /// Records that were lost, and when that was known.
     lost: Option<(u64, BootTime)>,
     /// What was asked for last. At first a daemon before may have asked for something else.
@@ -86,6 +93,8 @@ impl Engine {
             replaced: Replaced::default(),
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
+            held: Vec::new(),
+            shift: None,
             lost: None,
             attended: None,
             reconsider: true,
@@ -118,12 +127,14 @@ impl Engine {
             + self.replaced.remembered()
             + self.deadlocks.remembered()
             + self.long_waits.remembered()
+            + self.held.len()
             + self.attended.as_ref().map_or(0, Vec::len)
     }
 
     /// Takes one input in. Times that run backwards are no error, and nothing happens earlier for
     /// them.
     pub fn step(&mut self, now: Moment, input: Input) -> Vec<Output> {
+        let now = self.steady(now);
         let mut news = Vec::new();
         self.settle(now.boot, &mut news);
         self.take(now.boot, input, &mut news);
@@ -151,6 +162,39 @@ impl Engine {
             outputs.push(Output::Read);
         }
         outputs
+    }
+
+    /// The moment by one relation of the two clocks, as long as they agree to a millisecond: the
+    /// start of a process is to be the same in every event.
+    fn steady(&mut self, now: Moment) -> Moment {
+        const SLACK: u64 = 1_000_000;
+        let shifted = now.unix.wrapping_sub(now.boot.0);
+        let steady = self
+            .shift
+            .filter(|&shift| shifted.wrapping_sub(shift).min(shift.wrapping_sub(shifted)) < SLACK);
+        let shift = *self.shift.insert(steady.unwrap_or(shifted));
+        Moment { unix: now.boot.0.wrapping_add(shift), ..now }
+    }
+
+    /// Leaves a race of whose file the path is not known until the next reading, which may know it.
+    fn hold_back(&mut self, races: Vec<News>, now: BootTime, news: &mut Vec<News>) {
+        for race in races {
+            if self.held.len() < MOST_HELD && race.wants_a_path() {
+                self.schedule.at(now);
+                self.held.push((now, race));
+            } else {
+                news.push(race);
+            }
+        }
+    }
+
+    /// Tells what waited for a reading that was begun at `begun`.
+    fn let_go(&mut self, begun: BootTime) -> Vec<News> {
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (due, wait): (Vec<_>, Vec<_>) = held.partition(|(at, _)| *at <= begun);
+        self.held = wait;
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        due.into_iter().map(|(_, news)| news.with_path(scene)).collect()
     }
 
     fn take(&mut self, now: BootTime, input: Input, news: &mut Vec<News>) {
@@ -190,34 +234,36 @@ impl Engine {
                 Record::PidReused(reused) => {
                     self.recycled.reuse(reused, self.begun, &mut self.schedule);
                 }
-                Record::Ended(ended) => self.end(ended, news),
-                Record::Acquired(acquired) => self.acquire(&acquired, news),
+                Record::Ended(ended) => self.end(ended, now, news),
+                Record::Acquired(acquired) => self.acquire(&acquired, now, news),
                 Record::Released(released) => self.release(&released, news),
-                Record::Attempt(attempt) => self.attempt(&attempt, news),
+                Record::Attempt(attempt) => self.attempt(&attempt, now, news),
             }
         }
     }
 
-    fn end(&mut self, ended: Ended, news: &mut Vec<News>) {
+    fn end(&mut self, ended: Ended, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
-        news.extend(self.recycled.end(&ended, scene));
+        let mut races = self.recycled.end(&ended, scene);
         let outlived_owner = self.orphans.outlived_owner(ended.lock.id);
         self.reconsider |= self.orphans.contains(ended.lock.id);
         news.extend(self.orphans.end(&ended));
         if !outlived_owner {
-            news.extend(self.exit_races.end(&ended, scene));
-            news.extend(self.handoffs.end(ended, scene));
+            races.extend(self.exit_races.end(&ended, scene));
+            races.extend(self.handoffs.end(ended, scene));
         }
+        self.hold_back(races, now, news);
     }
 
-    fn acquire(&mut self, acquired: &Acquired, news: &mut Vec<News>) {
+    fn acquire(&mut self, acquired: &Acquired, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
-        news.extend(self.handoffs.acquire(acquired, scene));
+        let races = self.handoffs.acquire(acquired, scene);
         if self.settings.verbose {
             let by = Party::from(&acquired.by);
             let told = scene.recorded(&acquired.lock, Some((&acquired.by, acquired.at)), None);
             news.push(News::of(told, Kind::Acquired { by, at: acquired.at }));
         }
+        self.hold_back(races, now, news);
     }
 
     fn release(&mut self, released: &Released, news: &mut Vec<News>) {
@@ -229,13 +275,14 @@ impl Engine {
         }
     }
 
-    fn attempt(&mut self, attempt: &Attempt, news: &mut Vec<News>) {
+    fn attempt(&mut self, attempt: &Attempt, now: BootTime, news: &mut Vec<News>) {
+        let mut races = Vec::new();
         let scene = Scene { view: &self.view, watched: &self.watched };
         let by = || Party::from(&attempt.by);
         let at = attempt.at;
         if !self.orphans.outlived_owner(attempt.met.id) {
             let grace = self.settings.grace;
-            news.extend(self.exit_races.attempt(attempt, grace, &mut self.schedule, scene));
+            races.extend(self.exit_races.attempt(attempt, grace, &mut self.schedule, scene));
         }
         let told = || scene.recorded(&attempt.met, None, None);
         match attempt.outcome {
@@ -250,6 +297,7 @@ impl Engine {
                 }
             }
         }
+        self.hold_back(races, now, news);
     }
 
     fn watch(&mut self, watched: Vec<Watched>, now: BootTime) {
@@ -277,6 +325,7 @@ impl Engine {
         self.view = Arc::new(view);
         self.begun = begun;
         self.reconsider = true;
+        news.extend(self.let_go(begun));
         let scene = Scene { view: &self.view, watched: &self.watched };
         if let Some((records, _)) = self.lost.take_if(|(_, at)| *at <= begun) {
             news.push(News::general(Kind::Lost { records }));

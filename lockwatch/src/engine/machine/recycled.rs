@@ -53,12 +53,18 @@ impl Recycled {
     pub(super) fn end(&mut self, ended: &Ended, scene: Scene<'_>) -> Vec<News> {
         let key = ended.lock.id.key();
         let mut news = Vec::new();
+        let mut found = Vec::new();
         let pid = ended.by.id.pid;
         let from = ProcessId { pid, start: StartTime(0) };
         let of_pid = self.pending.range(from..).take_while(|(process, _)| process.pid == pid);
         for (&process, &Reuse { at, .. }) in of_pid {
             let reused = process != ended.by.id && (ended.taken_at..=ended.at).contains(&at);
-            if reused && self.told.insert((key, by_tick(process))) {
+            if reused {
+                found.push(process);
+            }
+        }
+        for process in found {
+            if self.is_new(key, process) {
                 let by = Some((&ended.by, ended.taken_at));
                 let told = scene.recorded(&ended.lock, by, Some(ended.death));
                 let to = Party::of(process.pid, None);
@@ -112,21 +118,26 @@ impl Recycled {
         std::mem::take(&mut self.forgotten)
     }
 
+    /// True the first time. A reading may know the start in clock ticks alone.
+    fn is_new(&mut self, id: LockId, to: ProcessId) -> bool {
+        let from = ProcessId { start: StartTime(0), ..to };
+        let mut of_pid = self.told.range((id, from)..);
+        let told = of_pid
+            .by_ref()
+            .take_while(|(of, process)| (*of, process.pid) == (id, to.pid))
+            .any(|(_, process)| process.start.is_same(to.start));
+        !told && self.told.insert((id, to))
+    }
+
     fn tell(&mut self, lock: &LockView, to: ProcessId, scene: Scene<'_>, news: &mut Vec<News>) {
-        if !self.told.insert((lock.id.key(), by_tick(to))) {
+        if !self.is_new(lock.id.key(), to) {
             return;
         }
-        let is_it = |start: StartTime| start.ticks() == to.start.ticks();
+        let is_it = |start: StartTime| start.is_same(to.start);
         let now = scene.view.process(to.pid).filter(|process| process.start.is_some_and(is_it));
         let party = Party { start: Some(to.start), ..Party::of(to.pid, now) };
         news.push(News::of(scene.told(lock), Kind::PidRecycled { to: party }));
     }
-}
-
-/// The process as every source tells it: of one without a lock only `/proc` shows the start, and
-/// that counts in ticks.
-fn by_tick(process: ProcessId) -> ProcessId {
-    ProcessId { start: StartTime::from_ticks(process.start.ticks()), ..process }
 }
 
 /// The reuses of one pid.

@@ -11,13 +11,13 @@ use std::io::{self, Read as _};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
-use lockwatch_common::offsets;
+use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::search::{
     CONTAINERS, CONTAINERS_MAP, RECORDS_MAP, WALK_MAP, WANTED_MAP, Walk,
 };
 use lockwatch_common::search_offsets::{self, SearchOffsets};
 
-use super::search_layout::{SearchLayout, search_layout};
+use super::search_layout::search_layout;
 use super::search_record::parse;
 use super::sightings::Sightings;
 use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout};
@@ -42,6 +42,15 @@ struct Program {
     iterator: &'static str,
 }
 
+impl Program {
+    /// The function that it is attached to, and nothing else.
+    fn targets(self, kernel: &btf::Btf<'_>) -> Result<Btf, BpfError> {
+        let function = format!("bpf_iter_{}", self.iterator);
+        let targets = kernel.only_function(&function).map_err(BpfError::Btf)?;
+        Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))
+    }
+}
+
 /// A search that can be made more than once: the loaded object, and what it looks for.
 pub struct Hunt {
     searcher: Searcher,
@@ -58,18 +67,31 @@ impl Hunt {
     /// # Errors
     /// Where this kernel or these privileges do not allow it.
     pub(super) fn new(wanted: BTreeMap<Owner, FileIx>) -> Result<Self, BpfError> {
-        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-        let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-        let SearchLayout { offsets, mut gaps } = search_layout(&kernel);
-        let mut searcher = Searcher::load(&kernel, &offsets, &wanted)?;
-        searcher.load_program(&kernel, DESCRIPTORS)?;
-        searcher.load_program(&kernel, WALKER)?;
-        let mut mappings = offsets.has_mappings == 1;
-        if mappings && let Err(error) = searcher.load_program(&kernel, MAPPINGS) {
-            gaps.push((Via::Mmap, error.to_string()));
-            mappings = false;
-        }
-        Ok(Self { searcher, wanted, gaps, mappings })
+        // The loader reads the kernel's whole type information when it is made, wanted or not;
+        // meanwhile what is needed of it is found here.
+        std::thread::scope(|scope| {
+            let loader = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
+            let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+            let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+            let layout = search_layout(&kernel);
+            let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();
+            let search_offsets = layout.offsets.words();
+            let targets = |program: Program| program.targets(&kernel);
+            let (descriptors, walker) = (targets(DESCRIPTORS)?, targets(WALKER)?);
+            let mappings = (layout.offsets.has_mappings == 1).then(|| targets(MAPPINGS));
+            let loader = loader.ok().and_then(|loader| loader.join().ok()).unwrap_or_default();
+
+            let mut searcher = Searcher::load(loader, &offsets, &search_offsets, &wanted)?;
+            searcher.load_program(DESCRIPTORS, &descriptors)?;
+            searcher.load_program(WALKER, &walker)?;
+            let mut gaps = layout.gaps;
+            let loaded = mappings.map(|targets| searcher.load_program(MAPPINGS, &targets?));
+            let mappings = matches!(loaded, Some(Ok(())));
+            if let Some(Err(error)) = loaded {
+                gaps.push((Via::Mmap, error.to_string()));
+            }
+            Ok(Self { searcher, wanted, gaps, mappings })
+        })
     }
 
     /// What it looks for, and on which file.
@@ -133,18 +155,17 @@ struct Searcher {
 }
 
 impl Searcher {
-    fn load(
-        kernel: &btf::Btf<'_>,
-        offsets_of_search: &SearchOffsets,
+    fn load<'a>(
+        mut loader: EbpfLoader<'a>,
+        offsets: &'a [u32; Offsets::WORDS],
+        search_offsets: &'a [u32; SearchOffsets::WORDS],
         wanted: &BTreeMap<Owner, FileIx>,
     ) -> Result<Self, BpfError> {
-        let offsets = layout::offsets(kernel, kernel.allows_d_path())?.words();
-        let search_offsets = offsets_of_search.words();
         let many = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
-        let mut object = EbpfLoader::new()
+        let mut object = loader
             .btf(None)
-            .override_global(offsets::GLOBAL, &offsets, true)
-            .override_global(search_offsets::GLOBAL, &search_offsets, true)
+            .override_global(offsets::GLOBAL, offsets, true)
+            .override_global(search_offsets::GLOBAL, search_offsets, true)
             .map_max_entries(WANTED_MAP, many)
             .load(OBJECT)
             .map_err(failed("search"))?;
@@ -171,13 +192,9 @@ impl Searcher {
         program.try_into().map_err(failed::<ProgramError>(name))
     }
 
-    fn load_program(&mut self, kernel: &btf::Btf<'_>, program: Program) -> Result<(), BpfError> {
+    fn load_program(&mut self, program: Program, targets: &Btf) -> Result<(), BpfError> {
         let Program { name, iterator } = program;
-        let targets =
-            kernel.only_function(&format!("bpf_iter_{iterator}")).map_err(BpfError::Btf)?;
-        let targets =
-            Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))?;
-        self.program(name)?.load(iterator, &targets).map_err(failed(name))
+        self.program(name)?.load(iterator, targets).map_err(failed(name))
     }
 
     fn open(&mut self, program: Program) -> Result<File, BpfError> {

@@ -53,6 +53,30 @@ fn only_a_crash_of_an_exclusive_owner_within_the_window_is_a_hand_off() {
 }
 
 #[test]
+fn a_race_on_a_file_that_no_reading_has_shown_is_told_with_the_next_ones_path() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    for (pid, comm) in [(8123, "locksmith"), (8200, "successor")] {
+        stage.world.born(pid, comm, ms(5_000));
+        stage.world.open(pid, 131, pid as u64);
+    }
+    stage.until(12_100);
+    stage.acquired(8123, 131, 8123);
+    stage.until(12_110);
+    let death = stage.dies(8123, End::Signal(9));
+    let ended = stage.ended(8123, death, None);
+    stage.input(Input::Ended(ended));
+    let acquired = stage.acquired(8200, 131, 8200);
+    stage.input(Input::Acquired(acquired));
+    stage.until(12_114);
+    assert_eq!(stage.kinds(), ["started"]);
+    stage.until(12_116);
+    assert_eq!(stage.kinds(), ["crash_handoff"]);
+    let told = stage.last("crash_handoff").lock.as_ref().unwrap();
+    assert_eq!(told.path.as_deref(), Some(stories::PATH.as_bytes()));
+}
+
+#[test]
 fn only_the_first_to_get_the_lock_after_a_crash_is_told() {
     let mut stage = stories::crash_handoff();
     stage.kinds();
@@ -212,6 +236,16 @@ fn a_recycled_pid_is_told_once_with_its_new_owner() {
     let acquirer = event.lock.as_ref().unwrap().acquirer.as_ref().unwrap();
     assert_eq!((to.pid, acquirer.pid), (8123, 8123));
     assert_ne!(acquirer.start, to.start);
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
+fn a_recycled_pid_whose_owners_start_one_knows_in_clock_ticks_alone_is_told_once() {
+    let mut stage = stories::pid_recycled();
+    stage.kinds();
+    let process = stage.world.facts.processes.get_mut(&8123).unwrap();
+    process.start = process.start.map(|start| StartTime::from_ticks(start.ticks()));
     stage.until(20_000);
     assert_eq!(stage.kinds(), [""; 0]);
 }
