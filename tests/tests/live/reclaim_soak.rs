@@ -1,19 +1,27 @@
 //! An adversary who changes something while a reclaim is at work, at a moment of chance, again and
 //! again: not one lock is released that was not planned.
 
+use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::{Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use serde_json::Value;
 
-use crate::reclaim::{CONFIG, prepare};
+use crate::reclaim::{AUDIT, CONFIG, prepare};
 
-/// Names how many rounds are played; `cargo xtask soak reclaim` sets it.
+/// Name how many rounds are played, and the number of the first; `cargo xtask soak reclaim` sets
+/// them.
 const ROUNDS: &str = "LOCKWATCH_SOAK_ROUNDS";
-const USUAL: u32 = 16;
+const FIRST: &str = "LOCKWATCH_SOAK_FIRST";
+/// Names a file for how often each act came to which end.
+const REPORT: &str = "LOCKWATCH_SOAK_REPORT";
+const USUAL: u32 = 2 * ACTS.len() as u32;
+
+/// A program that makes a pause between plan and act.
+const PAUSE: &str = "/usr/bin/sleep";
 
 pub(crate) const TESTS: &[Test] = &[once!(no_lock_is_released_that_was_not_planned)
     .needs(&["root", "mounts", "iter/task_file", "pidfd_getfd", "kcmp", "choose-pid"])
@@ -63,28 +71,50 @@ impl Chance {
 
 fn no_lock_is_released_that_was_not_planned(scene: &mut Scene) -> Result<()> {
     prepare(scene)?;
-    let rounds = match std::env::var(ROUNDS) {
-        Ok(rounds) => rounds.parse().context(ROUNDS)?,
-        Err(_) => patience::rounds(USUAL),
+    let number = |name| match std::env::var(name) {
+        Ok(number) => number.parse().map(Some).context(name),
+        Err(_) => Ok(None),
     };
-    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    let rounds = number(ROUNDS)?.unwrap_or_else(|| patience::rounds(USUAL));
+    let first = number(FIRST)?.unwrap_or(0);
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15 ^ u64::from(first) << 20);
     let mut ends = std::collections::BTreeMap::<String, u32>::new();
     scene.play("start warden")?;
-    for round in 0..rounds {
+    // The moment is somewhere in the run, however long that takes on this machine.
+    let mut usual = Duration::from_millis(250);
+    for round in first..first + rounds {
         let act = ACTS[round as usize % ACTS.len()];
-        let wait = Duration::from_micros(chance.below(250_000));
-        let end = play(scene, round, act, wait)
+        let paused = round as usize / ACTS.len() % 2 == 1 && Path::new(PAUSE).exists();
+        configure(scene, round, paused)?;
+        let longest = usual + if paused { Duration::from_millis(100) } else { Duration::ZERO };
+        let longest = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+        let wait = Duration::from_micros(chance.below(longest.max(1)));
+        let (end, took) = play(scene, round, act, wait)
             .with_context(|| format!("round {round}: {act:?} after {wait:?}"))?;
-        *ends.entry(format!("{act:?}: {end}")).or_default() += 1;
-        if round % 100 == 99 {
-            note(&format!("{} rounds: {ends:?}", round + 1));
+        if !paused && act != Act::LockwatchDies {
+            usual = (usual * 7 + took.min(Duration::from_secs(2))) / 8;
         }
+        *ends.entry(format!("{act:?}: {end}")).or_default() += 1;
     }
-    note(&format!("{rounds} rounds: {ends:?}"));
-    Ok(())
+    let ends: String = ends.iter().map(|(end, times)| format!("{times:>6} {end}\n")).collect();
+    match std::env::var_os(REPORT) {
+        Some(path) => std::fs::write(path, ends).context(REPORT),
+        None => Ok(ends.lines().for_each(note)),
+    }
 }
 
-fn play(scene: &mut Scene, round: u32, act: Act, wait: Duration) -> Result<String> {
+/// Writes the configuration of a round: with a pause between plan and act, or without.
+fn configure(scene: &Scene, round: u32, paused: bool) -> Result<()> {
+    let mut text = format!("[reclaim]\naudit = \"{AUDIT}\"\n");
+    if paused {
+        let path = scene.path_text(&format!("lock-{round}"))?;
+        text.push_str(&format!("[[watch]]\nname = \"it\"\npath = \"{path}\"\n"));
+        text.push_str(&format!("drain = {{ run = [\"{PAUSE}\", \"0.1\"] }}\n"));
+    }
+    Ok(std::fs::write(CONFIG, text)?)
+}
+
+fn play(scene: &mut Scene, round: u32, act: Act, wait: Duration) -> Result<(String, Duration)> {
     let (owner, heir, other) =
         (format!("owner-{round}"), format!("heir-{round}"), format!("other-{round}"));
     let lock = format!("lock-{round}");
@@ -113,6 +143,7 @@ fn play(scene: &mut Scene, round: u32, act: Act, wait: Duration) -> Result<Strin
     };
     let args = args(&lock);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let begun = Instant::now();
     let run = scene.lockwatch(&args)?.start()?;
     sleep(wait);
     let mut second = None;
@@ -142,6 +173,7 @@ fn play(scene: &mut Scene, round: u32, act: Act, wait: Duration) -> Result<Strin
         Act::LockwatchDies => run.signal(rustix::process::Signal::KILL)?,
     }
     let run = run.finish()?;
+    let took = begun.elapsed();
     let end = if act == Act::LockwatchDies { "killed".to_owned() } else { end(&run)? };
     if let Some(second) = second {
         let ended = self::end(&second.finish()?)?;
@@ -186,7 +218,7 @@ fn play(scene: &mut Scene, round: u32, act: Act, wait: Duration) -> Result<Strin
     if act == Act::PidReused {
         scene.play(&format!("kill again-{round}"))?;
     }
-    Ok(end)
+    Ok((end, took))
 }
 
 /// How a run ended; a refusal has its reason, and fits the exit code.
