@@ -58,12 +58,17 @@
 //! mass sockets COUNT                    COUNT pairs of unix sockets, a byte in flight in each
 //! mass maps COUNT NAME                  COUNT mappings of one file
 //! churn NAME                            a thread that takes and gives up byte ranges, for ever
+//! crowd OUTPUT PART COUNT DIR SEED      many short-lived children, which fork without an exec: see
+//!                                       [`Part`]. What they did goes to OUTPUT, a line each
+//! dismiss                               ends what a crowd left alive, and closes its files
 //! ```
 //!
 //! In PATH, TEXT and ARG the escapes `\n`, `\t`, `\e`, `\s` (a blank), `\\` and `\xHH` stand for
 //! bytes that the line cannot carry.
 
 use std::fmt;
+
+pub use super::crowd::{Crowd, Part};
 
 /// How a descriptor is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +214,8 @@ pub enum Command {
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
     Churn { name: String },
+    Crowd(Crowd),
+    Dismiss,
 }
 
 impl Command {
@@ -419,6 +426,13 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             Command::Mass { count, mass }
         }
         "churn" => Command::Churn { name: words.name()? },
+        "crowd" => {
+            let output = words.bytes("an output path")?;
+            let part = part(words.next("a part")?)?;
+            let (count, folder) = (words.number("a count")?, words.bytes("a directory")?);
+            Command::Crowd(Crowd { output, part, count, folder, seed: words.number("a seed")? })
+        }
+        "dismiss" => Command::Dismiss,
         word => return wrong(format!("{word:?} is no command")),
     })
 }
@@ -427,6 +441,11 @@ fn record(words: &mut Words<'_>, record: Record) -> Result<Command, NotACommand>
     let name = words.name()?;
     let access = words.access("rd", "wr")?;
     Ok(Command::Lock { name, asked: Asked::Record(record, access, words.range()?) })
+}
+
+fn part(word: &str) -> Result<Part, NotACommand> {
+    let found = Part::ALL.iter().find(|(name, _)| *name == word);
+    found.map_or_else(|| wrong(format!("{word:?} is no part of a crowd")), |(_, part)| Ok(*part))
 }
 
 fn signal(word: &str) -> Result<i32, NotACommand> {

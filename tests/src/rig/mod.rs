@@ -11,6 +11,7 @@
 
 mod birth;
 mod control;
+mod crowd;
 mod descriptors;
 mod files;
 pub mod language;

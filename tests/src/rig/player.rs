@@ -11,6 +11,7 @@ use rustix::thread::UnshareFlags;
 
 use super::birth::{self, Born};
 use super::control::Control;
+use super::crowd::Crowds;
 use super::descriptors::Descriptors;
 use super::files;
 use super::language::{self, Birth, Command};
@@ -22,6 +23,7 @@ pub(super) struct Player {
     control: Control,
     descriptors: Descriptors,
     later: Option<Later>,
+    crowds: Crowds,
 }
 
 /// What follows from a command.
@@ -33,7 +35,7 @@ enum Next {
 
 impl Player {
     pub(super) fn new(control: Control, descriptors: Descriptors) -> Self {
-        Self { control, descriptors, later: None }
+        Self { control, descriptors, later: None, crowds: Crowds::default() }
     }
 
     /// Plays until the test is over, which ends the whole process.
@@ -154,6 +156,8 @@ impl Player {
             }
             Command::Mount { kind, path } => files::mount(*kind, path)?,
             Command::Mass { count, mass } => files::mass(&self.descriptors, *count, mass)?,
+            Command::Crowd(crowd) => answer = self.crowds.play(crowd)?,
+            Command::Dismiss => self.crowds.dismiss(),
             Command::Churn { name } => locking::churn(self.descriptors.get(name)?)?,
             Command::Exit { .. } | Command::Abort | Command::Die { .. } | Command::Leave => {
                 bail!("an end is not obeyed, it happens");

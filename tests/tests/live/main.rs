@@ -34,6 +34,7 @@ mod rig;
 mod scrapes;
 mod service;
 mod shared_tables;
+mod soak;
 mod sources;
 mod stories;
 mod targets;
@@ -87,6 +88,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("soak_races", soak::races::TESTS),
+    ("soak_ordinary", soak::ordinary::TESTS),
+    ("soak_mixed", soak::mixed::TESTS),
+    ("soak_kill", soak::kill::TESTS),
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),
