@@ -12,7 +12,7 @@ use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 
 use crate::daemon::NEEDS;
-use crate::stories::{HELD, LEAKED};
+use crate::stories::{self, HELD, LEAKED};
 
 pub(crate) const TESTS: &[Test] = &[
     once!(a_watched_lock_is_free_held_hot_and_free_again).needs(NEEDS),
@@ -115,20 +115,7 @@ fn acquisitions_releases_refusals_waits_and_holds_are_counted(scene: &mut Scene)
 
 fn an_orphan_and_a_deadlock_are_counted_once(scene: &mut Scene) -> Result<()> {
     let (_house, mut daemon, socket) = begin(scene)?;
-    scene.play(
-        "start a
-         start b
-         a: open x left
-         a: open y right
-         b: open x left
-         b: open y right
-         a: flock x ex
-         b: flock y ex
-         a: later flock y ex
-         await a blocked
-         b: later flock x ex
-         await b blocked",
-    )?;
+    stories::deadlock(scene)?;
     let deadlocks = "lockwatch_races_total{kind=\"deadlock\"}";
     daemon.expect("deadlock", |_| true)?;
     wait_for(&socket, deadlocks, |value| value >= 1.0)?;
