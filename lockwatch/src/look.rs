@@ -178,14 +178,14 @@ pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
 }
 
 /// The kernel's tables, with what the pinned history knows of them.
-pub(crate) fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
+fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
     let mut reading = bpf::read()?;
     remember(&mut reading);
     Ok(reading)
 }
 
 /// Adds what the pinned history knows, where there is one.
-fn remember(reading: &mut bpf::Reading) {
+pub(crate) fn remember(reading: &mut bpf::Reading) {
     let mut unread = |why: &dyn std::fmt::Display| {
         reading.snapshot.limits.push(Limit {
             what: format!("the daemon's history could not be read: {why}"),

@@ -118,6 +118,7 @@ fn carry_out(
     interrupted: &Arc<AtomicBool>,
 ) -> anyhow::Result<Report> {
     let hooks = watched::hooks(watch).context("reclaim: nothing was done")?;
+    let mut sight = Whole::like(source).context("reclaim: nothing was done")?;
     let mut audit = Audit::open(&config.reclaim.audit).context("reclaim: nothing was done")?;
     let begun = account::Begun::now();
     audit.append(&begun.record(plans, watch)).context("reclaim: nothing was done")?;
@@ -125,7 +126,6 @@ fn carry_out(
         signal_hook::flag::register(signal, Arc::clone(interrupted))
             .context("reclaim: nothing was done: catching signals")?;
     }
-    let mut sight = Whole::like(source);
     let told = |hook: &str, outcomes: &[_]| watched::told(hook, watch, plans, outcomes);
     let report = procedure::carry_out(plans, &hooks, &mut sight, &told, interrupted);
     if let Err(error) = audit.append(&begun.end(&report)) {

@@ -4,14 +4,14 @@
 use crate::act::sight::{Sight, Sighting};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{Reference, Snapshot};
-use crate::look::{explained, read_bpf, view};
+use crate::look::{explained, remember, view};
+use crate::source::bpf::Snapshots;
 use crate::source::procfs;
 
 /// Reads the whole machine's tables for every look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whole {
-    /// The kernel's own.
-    Bpf,
+    /// The kernel's own, with a program that stays loaded.
+    Bpf(Box<Snapshots>),
     /// What `/proc` shows.
     Procfs,
 }
@@ -19,32 +19,38 @@ pub enum Whole {
 impl Whole {
     /// The source that a look was taken with: plans are rechecked with the eyes that they were made
     /// with.
-    pub fn like(source: &str) -> Self {
-        if source == "bpf" { Self::Bpf } else { Self::Procfs }
+    ///
+    /// # Errors
+    /// Where it cannot be loaded any more.
+    pub fn like(source: &str) -> anyhow::Result<Self> {
+        Ok(match source {
+            "bpf" => Self::Bpf(Box::new(Snapshots::load()?)),
+            _ => Self::Procfs,
+        })
     }
 }
 
 impl Sight for Whole {
-    fn look(&mut self) -> anyhow::Result<Sighting> {
-        Ok(match self {
-            Self::Bpf => {
-                let mut snapshot = read_bpf()?.snapshot;
-                let own = take_own(&mut snapshot);
-                let (mut seen, _) = explained(view(snapshot));
-                // The search finds once more what this process has.
-                let again = take_own(&mut seen.snapshot);
-                if !again.is_empty() || !seen.snapshot.places.is_empty() {
-                    seen = view(seen.snapshot);
-                }
-                Sighting { view: seen, own }
+    fn look(&mut self, thorough: bool) -> anyhow::Result<Sighting> {
+        let mut snapshot = match self {
+            Self::Bpf(snapshots) => {
+                let mut reading = snapshots.read()?;
+                remember(&mut reading);
+                reading.snapshot
             }
-            Self::Procfs => {
-                let root = procfs::ProcRoot::live();
-                let mut snapshot = procfs::read(&root, procfs::Options::default())?;
-                let own = take_own(&mut snapshot);
-                Sighting { view: view(snapshot), own }
+            Self::Procfs => procfs::read(&procfs::ProcRoot::live(), procfs::Options::default())?,
+        };
+        let own = take_own(&mut snapshot);
+        let mut seen = view(snapshot);
+        if thorough && matches!(self, Self::Bpf(_)) {
+            (seen, _) = explained(seen);
+            // The search finds once more what this process has.
+            let again = take_own(&mut seen.snapshot);
+            if !again.is_empty() || !seen.snapshot.places.is_empty() {
+                seen = view(seen.snapshot);
             }
-        })
+        }
+        Ok(Sighting { view: seen, own })
     }
 }
 

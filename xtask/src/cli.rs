@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, check, ci, deploy, dist, interrupt, scan, setup, test, unseen, vm};
+use crate::{
+    bench, build, check, ci, deploy, dist, interrupt, scan, setup, soak, test, unseen, vm,
+};
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
@@ -77,6 +79,11 @@ enum Verb {
         #[command(subcommand)]
         subject: bench::Subject,
     },
+    /// Play what the live tests play once, for hours
+    Soak {
+        #[command(subcommand)]
+        subject: soak::Subject,
+    },
     /// Renew the table of docs/unseen-holders.md: what this machine's tools say of locks that no
     /// fd table shows
     Unseen,
@@ -127,6 +134,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Deploy { filter } => deploy::run(filter.as_deref()),
         Verb::Ci => ci::run(),
         Verb::Bench { subject } => bench::run(&subject),
+        Verb::Soak { subject } => soak::run(&subject),
         Verb::Unseen => unseen::run(),
         Verb::BenchHolder { args } => bench::holder::run(&args),
         Verb::BenchListing { args } => bench::listing::run(&args),

@@ -18,6 +18,7 @@ mod privilege;
 mod progress;
 mod scan;
 mod setup;
+mod soak;
 mod tally;
 mod test;
 mod unseen;

@@ -57,6 +57,25 @@ impl Description {
         }
     }
 
+    /// Its locks, as the kernel prints them: kind, access, who took them, bytes.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn locks(&self) -> Result<String, ActError> {
+        locks_behind("self", self.number())
+    }
+
+    /// Finds that its locks are what they were: the last look before they are touched.
+    ///
+    /// # Errors
+    /// [`ActError::Race`] where they are not.
+    pub fn still_has(&self, locks: &str) -> Result<(), ActError> {
+        if self.locks()? == locks {
+            return Ok(());
+        }
+        Err(ActError::Race(Race::Another { what: "it changed at the last moment" }))
+    }
+
     /// Gives up that one lock of the description.
     ///
     /// # Errors
@@ -87,6 +106,16 @@ impl Description {
             _ => Err(ActError::last("fcntl(F_OFD_SETLK, F_UNLCK)")),
         }
     }
+}
+
+/// The locks of a descriptor of `/proc/TASK`.
+pub(super) fn locks_behind(task: &str, fd: u32) -> Result<String, ActError> {
+    let path = format!("/proc/{task}/fdinfo/{fd}");
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| ActError::call(path.clone(), error))?;
+    let locks = text.lines().filter(|line| line.starts_with("lock:"));
+    // They are numbered by their place in the list, which others change.
+    Ok(locks.map(|line| line.splitn(3, ':').last().unwrap_or(line)).collect::<Vec<_>>().join("\n"))
 }
 
 /// The request that gives up exactly these bytes.

@@ -10,6 +10,7 @@ pub mod audit;
 mod capture;
 pub mod description;
 pub mod hook;
+mod inject;
 pub mod procedure;
 pub mod process;
 mod queue;

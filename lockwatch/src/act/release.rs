@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::description::Description;
 use super::process::Handle;
 use super::sight::{Sight, Sighting};
-use super::{ActError, queue, signal};
+use super::{ActError, inject, queue, signal};
 use crate::engine::reclaim::recheck::find;
 use crate::engine::reclaim::{End, Holder, Method, Outcome, Plan, Race, Step, recheck, verify};
 
@@ -48,7 +48,7 @@ impl From<ActError> for Stop {
 pub fn release(plan: &Plan, sight: &mut dyn Sight) -> Outcome {
     let mut record = Record::begin();
     let end = match act(plan, sight, &mut record) {
-        Ok(before) => match sight.look() {
+        Ok(before) => match sight.look(false) {
             Ok(after) => verify(plan, &before.view, &after.view),
             Err(error) => End::Unverified { why: format!("{error:#}") },
         },
@@ -67,9 +67,7 @@ fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighti
         Method::Fd => through_descriptor(plan, sight, record),
         Method::Queue => out_of_queue(plan, sight, record),
         Method::Signal => signal::end_holders(plan, sight, record),
-        Method::Inject => {
-            Err(ActError::Impossible(format!("{} is not known here", plan.method.name())).into())
-        }
+        Method::Inject => inject::through_holder(plan, sight, record),
     }
 }
 
@@ -80,12 +78,17 @@ fn through_descriptor(
 ) -> Result<Sighting, Stop> {
     let (handle, fd) = reach(&plan.through, record)?;
     let description = Description::new(handle.fetch(fd)?);
+    let before = description.locks()?;
     record.step("fetched", format!("descriptor {fd} of pid {}", plan.through.reader_pid));
     let seen = checked(plan, sight, Some(&description))?;
     record.step("rechecked", "lock, owner, file, holder and description are those of the plan");
     description.is_that_of(plan.through.tid, fd)?;
     still_runs(&handle, &plan.through)?;
-    record.step("proven", "kcmp: the fetched description is the holder's");
+    description.still_has(&before)?;
+    record.step(
+        "proven",
+        "kcmp: the fetched description is the holder's, and its locks are the same",
+    );
     description.unlock(&plan.lock)?;
     record.step("unlocked", plan.lock.kind.name());
     Ok(seen)
@@ -97,12 +100,14 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
     record.step("fetched", format!("socket {fd} of pid {}", plan.through.reader_pid));
     let cloned: Vec<Description> =
         queue::peek(&socket)?.into_iter().map(Description::new).collect();
+    let before = cloned.iter().map(Description::locks).collect::<Result<Vec<_>, _>>()?;
     record.step("cloned", format!("{} descriptors out of its queue", cloned.len()));
-    let seen = sight.look().map_err(Stop::Looking)?;
+    let seen = sight.look(true).map_err(Stop::Looking)?;
     let of = |description: &Description| seen.own(description.number());
     let owner = find(plan, &seen.view).and_then(|lock| seen.view.lock(lock).owner);
-    let Some(description) = cloned.iter().find(|cloned| owner.is_some() && of(cloned) == owner)
-    else {
+    let found = cloned.iter().zip(&before);
+    let found = found.into_iter().find(|(cloned, _)| owner.is_some() && of(cloned) == owner);
+    let Some((description, before)) = found else {
         recheck(plan, &seen.view, owner).map_err(ActError::Race)?;
         return Err(ActError::Impossible(
             "it is not in the first message with descriptors, and those behind it are out of reach \
@@ -113,6 +118,7 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
     };
     recheck(plan, &seen.view, of(description)).map_err(ActError::Race)?;
     still_runs(&handle, &plan.through)?;
+    description.still_has(before)?;
     record.step("rechecked", "lock, owner, file, socket and description are those of the plan");
     description.unlock(&plan.lock)?;
     record.step("unlocked", plan.lock.kind.name());
@@ -120,7 +126,7 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
 }
 
 /// A handle on the planned process or thread, and the number of its descriptor.
-fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
+pub(super) fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
     let nowhere = || ActError::Impossible("the plan names no descriptor".into());
     let fd = holder.fd.ok_or_else(nowhere)?;
     let handle = if holder.tid == holder.reader_pid {
@@ -133,7 +139,7 @@ fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
 }
 
 /// As long as a handle's process lives nobody else has its pid.
-fn still_runs(handle: &Handle, holder: &Holder) -> Result<(), Stop> {
+pub(super) fn still_runs(handle: &Handle, holder: &Holder) -> Result<(), Stop> {
     if handle.runs()? {
         return Ok(());
     }
@@ -147,7 +153,10 @@ pub(super) fn checked(
     sight: &mut dyn Sight,
     fetched: Option<&Description>,
 ) -> Result<Sighting, Stop> {
-    let seen = sight.look().map_err(Stop::Looking)?;
+    // Who had it by right when it was planned was found then, and nobody comes by such a right
+    // since: for a descriptor the fd tables are enough.
+    let thorough = plan.method == Method::Signal;
+    let seen = sight.look(thorough).map_err(Stop::Looking)?;
     let owner = fetched.and_then(|description| seen.own(description.number()));
     recheck(plan, &seen.view, owner).map_err(ActError::Race)?;
     Ok(seen)

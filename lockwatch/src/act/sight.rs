@@ -21,9 +21,9 @@ impl Sighting {
 
 /// Reads the tables anew.
 pub trait Sight {
-    /// One reading, begun after the call.
+    /// One reading, begun after the call; a thorough one also searches what no fd table shows.
     ///
     /// # Errors
     /// Where they cannot be read.
-    fn look(&mut self) -> anyhow::Result<Sighting>;
+    fn look(&mut self, thorough: bool) -> anyhow::Result<Sighting>;
 }

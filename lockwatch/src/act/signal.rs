@@ -2,7 +2,7 @@
 //!
 //! Refuses to end more of them than it takes: the tables are read after each.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -16,6 +16,9 @@ use crate::engine::reclaim::{Holder, Plan};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the kernel has to take a killed one apart.
 const KILLED: Duration = Duration::from_secs(5);
+/// How long the kernel has to give back what the last of them had.
+const GIVEN_BACK: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Ends the plan's holders, one after the other, until the lock is gone.
 pub(super) fn end_holders(
@@ -29,14 +32,30 @@ pub(super) fn end_holders(
     record.step("opened", "handles on all holders: they are those processes");
     let before = checked(plan, sight, None)?;
     record.step("rechecked", "lock, owner, file and holders are those of the plan");
-    for (holder, handle) in holders().zip(&handles) {
+    let last = handles.len().saturating_sub(1);
+    for (at, (holder, handle)) in holders().zip(&handles).enumerate() {
         end(holder, handle, record)?;
-        let now = sight.look().map_err(Stop::Looking)?;
-        if find(plan, &now.view).is_none() {
+        let patience = if at == last { GIVEN_BACK } else { Duration::ZERO };
+        if is_gone_within(plan, sight, patience)? {
             break;
         }
     }
     Ok(before)
+}
+
+/// What an ended process had is given back by deferred work of the kernel's, an io_uring above all.
+fn is_gone_within(plan: &Plan, sight: &mut dyn Sight, time: Duration) -> Result<bool, Stop> {
+    let begun = Instant::now();
+    loop {
+        let now = sight.look(false).map_err(Stop::Looking)?;
+        if find(plan, &now.view).is_none() {
+            return Ok(true);
+        }
+        if begun.elapsed() >= time {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 fn end(holder: &Holder, handle: &Handle, record: &mut Record) -> Result<(), Stop> {

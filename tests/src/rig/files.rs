@@ -122,7 +122,7 @@ fn keep(fd: OwnedFd) {
 }
 
 /// As many as the kernel allows (`fs.nr_open`), where this user may raise the limit.
-fn allow_many_descriptors() -> Result<()> {
+pub(super) fn allow_many_descriptors() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const MOST: u64 = 1 << 20;
     let raised = Rlimit { current: Some(MOST), maximum: Some(MOST) };

@@ -17,6 +17,9 @@
 //!                                       an `open` that breaks a lease, or a `read`
 //! insist COMMAND                        a lock that is tried again and again, without waiting, in
 //!                                       a thread, until it is there
+//! rest sleep|poll|epoll|futex MS        waits so long in one call, in a thread, and fails where
+//!                                       that is cut short
+//! filter                                from here on this process is killed for fcntl and flock
 //! progress                              `idle`, `running`, `blocked`, `done` or `failed WHY`
 //!
 //! fork NAME [as PID] [files] [pidns] [mounts]
@@ -55,12 +58,17 @@
 //! mass sockets COUNT                    COUNT pairs of unix sockets, a byte in flight in each
 //! mass maps COUNT NAME                  COUNT mappings of one file
 //! churn NAME                            a thread that takes and gives up byte ranges, for ever
+//! crowd OUTPUT PART COUNT DIR SEED      many short-lived children, which fork without an exec: see
+//!                                       [`Part`]. What they did goes to OUTPUT, a line each
+//! dismiss                               ends what a crowd left alive, and closes its files
 //! ```
 //!
 //! In PATH, TEXT and ARG the escapes `\n`, `\t`, `\e`, `\s` (a blank), `\\` and `\xHH` stand for
 //! bytes that the line cannot carry.
 
 use std::fmt;
+
+pub use super::crowd::{Crowd, Part};
 
 /// How a descriptor is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +121,19 @@ pub enum Asked {
     Lease(Access),
 }
 
+/// A call to wait in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// nanosleep(2)
+    Sleep,
+    /// poll(2)
+    Poll,
+    /// epoll_wait(2)
+    Epoll,
+    /// futex(2), FUTEX_WAIT
+    Futex,
+}
+
 /// What a forked child shares with its parent or has apart from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Birth {
@@ -160,6 +181,8 @@ pub enum Command {
     Close { name: String },
     Lock { name: String, asked: Asked },
     Later(Box<Command>),
+    Rest { call: Rest, milliseconds: u16 },
+    Filter,
     Insist(Box<Command>),
     Progress,
     Fork { name: String, birth: Birth },
@@ -191,6 +214,8 @@ pub enum Command {
     Mount { kind: MountKind, path: Vec<u8> },
     Mass { count: u32, mass: Mass },
     Churn { name: String },
+    Crowd(Crowd),
+    Dismiss,
 }
 
 impl Command {
@@ -320,6 +345,17 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             inner @ Command::Lock { .. } => Command::Insist(Box::new(inner)),
             _ => return wrong("only a lock can be insisted on"),
         },
+        "rest" => {
+            let call = match words.next("a call")? {
+                "sleep" => Rest::Sleep,
+                "poll" => Rest::Poll,
+                "epoll" => Rest::Epoll,
+                "futex" => Rest::Futex,
+                word => return wrong(format!("{word:?} is no rest: sleep, poll, epoll or futex")),
+            };
+            Command::Rest { call, milliseconds: words.number("milliseconds")? }
+        }
+        "filter" => Command::Filter,
         "progress" => Command::Progress,
         "fork" => {
             let name = words.name()?;
@@ -390,6 +426,13 @@ fn command(words: &mut Words<'_>) -> Result<Command, NotACommand> {
             Command::Mass { count, mass }
         }
         "churn" => Command::Churn { name: words.name()? },
+        "crowd" => {
+            let output = words.bytes("an output path")?;
+            let part = part(words.next("a part")?)?;
+            let (count, folder) = (words.number("a count")?, words.bytes("a directory")?);
+            Command::Crowd(Crowd { output, part, count, folder, seed: words.number("a seed")? })
+        }
+        "dismiss" => Command::Dismiss,
         word => return wrong(format!("{word:?} is no command")),
     })
 }
@@ -398,6 +441,11 @@ fn record(words: &mut Words<'_>, record: Record) -> Result<Command, NotACommand>
     let name = words.name()?;
     let access = words.access("rd", "wr")?;
     Ok(Command::Lock { name, asked: Asked::Record(record, access, words.range()?) })
+}
+
+fn part(word: &str) -> Result<Part, NotACommand> {
+    let found = Part::ALL.iter().find(|(name, _)| *name == word);
+    found.map_or_else(|| wrong(format!("{word:?} is no part of a crowd")), |(_, part)| Ok(*part))
 }
 
 fn signal(word: &str) -> Result<i32, NotACommand> {

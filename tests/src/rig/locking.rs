@@ -185,7 +185,18 @@ impl Later {
         };
         let asleep = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'D']));
         let number = call.split(' ').next().and_then(|word| word.parse::<libc::c_long>().ok());
-        let calls = [libc::SYS_flock, libc::SYS_fcntl, libc::SYS_openat, libc::SYS_read];
+        let calls = [
+            libc::SYS_flock,
+            libc::SYS_fcntl,
+            libc::SYS_openat,
+            libc::SYS_read,
+            libc::SYS_nanosleep,
+            libc::SYS_poll,
+            libc::SYS_epoll_wait,
+            libc::SYS_futex,
+            // What is taken up again in the middle of a wait.
+            libc::SYS_restart_syscall,
+        ];
         asleep && number.is_some_and(|number| calls.contains(&number))
     }
 

@@ -11,12 +11,14 @@
 
 mod birth;
 mod control;
+mod crowd;
 mod descriptors;
 mod files;
 pub mod language;
 mod locking;
 mod passing;
 mod player;
+mod resting;
 mod stuck;
 
 use std::ffi::OsString;

@@ -11,18 +11,19 @@ use rustix::thread::UnshareFlags;
 
 use super::birth::{self, Born};
 use super::control::Control;
+use super::crowd::Crowds;
 use super::descriptors::Descriptors;
 use super::files;
 use super::language::{self, Birth, Command};
 use super::locking::{self, Later, Patience, Progress};
-use super::passing;
-use super::stuck;
+use super::{passing, resting, stuck};
 
 /// An actor.
 pub(super) struct Player {
     control: Control,
     descriptors: Descriptors,
     later: Option<Later>,
+    crowds: Crowds,
 }
 
 /// What follows from a command.
@@ -34,7 +35,7 @@ enum Next {
 
 impl Player {
     pub(super) fn new(control: Control, descriptors: Descriptors) -> Self {
-        Self { control, descriptors, later: None }
+        Self { control, descriptors, later: None, crowds: Crowds::default() }
     }
 
     /// Plays until the test is over, which ends the whole process.
@@ -83,6 +84,12 @@ impl Player {
             }
             Command::Later(command) => self.later(command)?,
             Command::Insist(command) => self.insist(command)?,
+            Command::Rest { call, milliseconds } => {
+                ensure!(self.later.is_none(), "there is something left for later already");
+                let (call, time) = (*call, *milliseconds);
+                self.later = Some(Later::start(move || resting::rest(call, time).map(|()| None))?);
+            }
+            Command::Filter => resting::filter()?,
             Command::Progress => answer = self.progress()?,
             Command::Fork { name, birth } => return self.fork(name, birth),
             Command::Thread { name, own_files } => self.thread(name, *own_files)?,
@@ -149,6 +156,8 @@ impl Player {
             }
             Command::Mount { kind, path } => files::mount(*kind, path)?,
             Command::Mass { count, mass } => files::mass(&self.descriptors, *count, mass)?,
+            Command::Crowd(crowd) => answer = self.crowds.play(crowd)?,
+            Command::Dismiss => self.crowds.dismiss(),
             Command::Churn { name } => locking::churn(self.descriptors.get(name)?)?,
             Command::Exit { .. } | Command::Abort | Command::Die { .. } | Command::Leave => {
                 bail!("an end is not obeyed, it happens");

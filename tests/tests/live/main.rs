@@ -23,7 +23,9 @@ mod namespaces;
 mod peers;
 mod reclaim;
 mod reclaim_hooks;
+mod reclaim_inject;
 mod reclaim_races;
+mod reclaim_soak;
 mod reclaim_ways;
 mod refused;
 mod registered;
@@ -32,6 +34,7 @@ mod rig;
 mod scrapes;
 mod service;
 mod shared_tables;
+mod soak;
 mod sources;
 mod stories;
 mod targets;
@@ -63,6 +66,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim", reclaim::TESTS),
     ("reclaim_ways", reclaim_ways::TESTS),
     ("reclaim_hooks", reclaim_hooks::TESTS),
+    ("reclaim_inject", reclaim_inject::TESTS),
+    ("reclaim_soak", reclaim_soak::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
@@ -83,6 +88,10 @@ const THEMES: &[(&str, &[Test])] = &[
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
+    ("soak_races", soak::races::TESTS),
+    ("soak_ordinary", soak::ordinary::TESTS),
+    ("soak_mixed", soak::mixed::TESTS),
+    ("soak_kill", soak::kill::TESTS),
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),

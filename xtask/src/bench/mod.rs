@@ -11,6 +11,7 @@ pub(crate) mod listing;
 mod machine;
 mod measure;
 mod overhead;
+mod reclaim;
 mod report;
 mod scenario;
 mod table;
@@ -41,6 +42,8 @@ pub(crate) enum Subject {
     /// What the history adds to taking and giving up locks, beside empty programs, a bare table,
     /// bpftrace and strace
     Overhead(overhead::OverheadArgs),
+    /// `lockwatch reclaim --execute` of an orphan that one process keeps
+    Reclaim(reclaim::ReclaimArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -65,6 +68,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let args = match subject {
         Subject::Scan(args) => args,
         Subject::Overhead(args) => return overhead::run(args),
+        Subject::Reclaim(args) => return reclaim::run(args),
     };
     let binary = match &args.binary {
         Some(binary) => {

@@ -1,0 +1,87 @@
+//! `cargo xtask soak`: the long runs of which the live tests have a short form.
+//!
+//! Holds no test itself.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+
+use crate::{build, command, privilege, test, workspace};
+
+/// What is done again and again.
+#[derive(Subcommand)]
+pub(crate) enum Subject {
+    /// An adversary against reclaims: nothing is released that was not planned
+    Reclaim {
+        /// How often
+        #[arg(long, default_value_t = 10_000)]
+        rounds: u32,
+        /// The number of the first round, which chance depends on: long runs can be made in parts
+        #[arg(long, default_value_t = 0)]
+        first: u32,
+    },
+    /// Each race, provoked on purpose: each is told, and once
+    Races {
+        /// How often each
+        #[arg(long, default_value_t = 1_000)]
+        rounds: u32,
+    },
+    /// Locks that are taken and end in every ordinary way, crashes included: nothing is told
+    Ordinary {
+        /// How many sequences
+        #[arg(long, default_value_t = 100_000)]
+        rounds: u32,
+    },
+    /// A random mix of operations, with pauses: the tables are the kernel's own list at each
+    Mixed {
+        /// How many operations
+        #[arg(long, default_value_t = 1_000_000)]
+        rounds: u32,
+    },
+    /// A daemon that is killed and started anew under load: nobody is lost, nothing invented
+    Kill {
+        /// How often
+        #[arg(long, default_value_t = 100)]
+        rounds: u32,
+    },
+}
+
+impl Subject {
+    /// The live tests that play it, how often, and from which round on.
+    fn play(&self) -> (&'static str, u32, u32) {
+        match *self {
+            Self::Reclaim { rounds, first } => ("reclaim_soak::", rounds, first),
+            Self::Races { rounds } => ("soak_races::", rounds, 0),
+            Self::Ordinary { rounds } => ("soak_ordinary::", rounds, 0),
+            Self::Mixed { rounds } => ("soak_mixed::", rounds, 0),
+            Self::Kill { rounds } => ("soak_kill::", rounds, 0),
+        }
+    }
+}
+
+/// Plays it; fails at the first round that does.
+pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
+    let (theme, rounds, first) = subject.play();
+    let binary = build::run()?;
+    let harness = test::live_harness()?;
+    let (rounds, first) = (rounds.to_string(), first.to_string());
+    let report = workspace::root().join("target/soak.txt");
+    let _ = fs::remove_file(&report);
+    let variables = [
+        ("LOCKWATCH_SOAK_REPORT", report.as_os_str()),
+        ("LOCKWATCH_BIN", binary.as_os_str()),
+        ("LOCKWATCH_SOAK_ROUNDS", OsStr::new(&rounds)),
+        ("LOCKWATCH_SOAK_FIRST", OsStr::new(&first)),
+    ];
+    let mut soak = privilege::command(&harness, &variables);
+    soak.current_dir(workspace::root().join("tests")).arg(theme);
+    let status = command::status(&mut soak)?;
+    if status.success() {
+        let ends = fs::read_to_string(&report).context("what came of the rounds")?;
+        command::print(&format!("what was done, and what came of it:\n{ends}"))?;
+    }
+    Ok(command::exit_code(status))
+}
