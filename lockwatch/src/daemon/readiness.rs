@@ -11,6 +11,11 @@ pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// Asks for so much more time to become ready.
+pub(super) fn not_yet(time: Duration) {
+    tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
+}
+
 /// Says in a line how things are.
 pub(super) fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);

@@ -2,9 +2,10 @@
 //!
 //! Every influence on the engine goes through [`Watching::step`], and nowhere else.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::BufWriter;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,14 +22,17 @@ use super::instance::Instance;
 use super::kernel::Kernel;
 use super::log_file::LogFile;
 use super::readings::Readings;
+use super::reclaims::{self, Job, Reclaims, Surroundings};
 use super::scrapes::{PULSE, Scrapes};
-use super::tree::{Tree, Wanted};
+use super::tree::{Obeyed, Tree, Wanted};
 use super::{nanos, now, readiness};
-use crate::config::Config;
-use crate::engine::input::{Input, Output, Settings, Started, Watched};
+use crate::config::{Config, Mode};
+use crate::engine::input::{Input, Output, Permission, Policy, Settings, Started, Watched};
 use crate::engine::machine::Engine;
+use crate::engine::reclaim::progress::{Asker, Order};
 use crate::failure::{EXIT_CLEAR, EXIT_INTERRUPTED};
 use crate::sink::events;
+use crate::sink::fuse::Reply;
 use crate::source::history::{HistoryError, Taken};
 use crate::source::trace::Writer;
 use crate::{id_key, machine};
@@ -38,6 +42,9 @@ const NO_HEARTBEAT: Duration = Duration::from_secs(3600);
 
 /// Readings in a row that may fail before the watch gives up.
 const PATIENCE: u32 = 10;
+
+/// How much more time the service manager is asked for while the sweep is at work.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Watches until it is ended.
 pub(super) async fn watch(
@@ -57,6 +64,7 @@ pub(super) async fn watch(
         handoff_window: nanos(config.handoff_window),
         long_wait: nanos(config.long_wait),
         verbose: options.verbose,
+        reclaim: policy(config),
     };
     let log = options.log.as_deref().map(open_log).transpose()?;
     let recorded = options.record.as_deref();
@@ -67,7 +75,9 @@ pub(super) async fn watch(
     let paths: Vec<PathBuf> =
         config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
     let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
-    let tree = Tree::grow(config, file)?;
+    let tree = Tree::grow(config)?;
+    let surroundings =
+        Surroundings { config: file.map(Path::to_owned), state_dir: config.state_dir.clone() };
     let (_, release) = machine::names();
     let scrapes = Scrapes::start(config, release.clone(), now(), kernel.tables())?;
     let mut watching = Watching {
@@ -78,6 +88,7 @@ pub(super) async fn watch(
         record,
         readings,
         tree,
+        reclaims: Reclaims::new(surroundings),
         failures: 0,
         told_orphans: None,
         scrapes,
@@ -115,7 +126,12 @@ pub(super) async fn watch(
                 watching.step(&mut kernel, Input::Tick)?;
             }
             // A long interval between reconciliations must not look like an engine that is stuck.
-            _ = pulse.tick() => watching.step(&mut kernel, Input::Tick)?,
+            _ = pulse.tick() => {
+                watching.step(&mut kernel, Input::Tick)?;
+                if !ready {
+                    readiness::not_yet(SWEEP);
+                }
+            }
             drained = kernel.records() => {
                 for input in drained.context("daemon: reading the kernel's records")? {
                     watching.tree.hear(&input);
@@ -127,7 +143,8 @@ pub(super) async fn watch(
                 watching.look_for_losses(&mut kernel)?;
                 watching.taken(&mut kernel, config, taken)?;
                 // A reading that failed shows nothing.
-                if !ready && watching.failures == 0 {
+                let swept = !config.reclaim.on_boot || watching.engine.is_swept();
+                if !ready && watching.failures == 0 && swept {
                     ready = true;
                     watching.scrapes.ready();
                     readiness::ready("watching");
@@ -135,15 +152,21 @@ pub(super) async fn watch(
             }
             wanted = watching.tree.next() => match wanted {
                 Wanted::Reading => watching.readings.ask(),
-                Wanted::Released(released) => {
-                    if let Some(input) = watching.tree.released(released, now().boot) {
-                        watching.step(&mut kernel, input)?;
-                    }
+                Wanted::Written(request) => match watching.tree.obey(request, now().boot) {
+                    Obeyed::Input(input) => watching.step(&mut kernel, *input)?,
+                    Obeyed::Reclaim(job) => watching.reclaims.begin(job),
+                    Obeyed::Done => {}
+                },
+            },
+            news = watching.reclaims.next() => match news {
+                reclaims::News::Planned(planned) => {
+                    watching.step(&mut kernel, Input::Planned(planned))?;
                 }
-                Wanted::Written(request) => {
-                    if let Some(input) = watching.tree.obey(request, now().boot) {
-                        watching.step(&mut kernel, input)?;
+                reclaims::News::Ended(reclaimed, reply) => {
+                    if let Some(reply) = reply {
+                        watching.tree.released(&reclaimed, reply, now().boot);
                     }
+                    watching.step(&mut kernel, Input::Reclaimed(reclaimed))?;
                 }
             },
             () = &mut followers => {}
@@ -162,6 +185,8 @@ struct Watching {
     record: Option<Recording>,
     readings: Readings,
     tree: Tree,
+    /// What is reclaimed, and who waits for it at the tree.
+    reclaims: Reclaims<Option<Reply>>,
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
@@ -193,6 +218,9 @@ impl Watching {
                 Output::Attend(files) => {
                     kernel.attend(&files).context("daemon: telling the kernel what to watch")?;
                 }
+                Output::Reclaim(order) => self.reclaims.begin(job(order)),
+                Output::StopReclaims => self.reclaims.stop(),
+                Output::SwitchedOff => self.tree.switch_off(),
             }
         }
         self.scrapes.stepped(now);
@@ -258,6 +286,38 @@ impl Watching {
             0 => readiness::status("ALL CLEAR"),
             hot => readiness::status(&format!("HOT {hot}")),
         }
+    }
+}
+
+/// What the configuration says of reclaiming, for the engine.
+fn policy(config: &Config) -> Policy {
+    let permission = |watch: &crate::config::Watch| Permission {
+        path: watch.path.get_ref().as_os_str().as_bytes().into(),
+        allowed: watch.reclaim,
+    };
+    Policy {
+        automatic: config.reclaim.mode == Mode::Reclaim,
+        only_watched: config.reclaim.only_watched,
+        per_minute: config.reclaim.per_minute.get(),
+        retry: nanos(config.reclaim.retry),
+        watches: config.watch.iter().map(permission).collect(),
+    }
+}
+
+/// What the engine ordered: by the path of its watch, so that the hooks are run once for all locks
+/// of the file, else each lock by its id.
+fn job<T>(order: Order) -> Job<Option<T>> {
+    let subjects = match order.path {
+        Some(path) => vec![OsString::from_vec(path.into_vec())],
+        None => order.locks.iter().map(|lock| lock.to_string().into()).collect(),
+    };
+    Job {
+        by: Asker::Policy,
+        file: Some(order.file),
+        locks: order.locks,
+        subjects,
+        force: false,
+        ticket: None,
     }
 }
 

@@ -9,6 +9,7 @@ use super::bytes;
 use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
+use super::reclaim::progress::{Order, Planned, Reclaimed};
 use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
 /// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
@@ -75,6 +76,56 @@ pub struct Settings {
     pub long_wait: u64,
     /// Whether acquisitions, releases and blocked attempts are events, too.
     pub verbose: bool,
+    /// What is reclaimed without anybody's asking.
+    #[serde(default, skip_serializing_if = "Policy::is_usual")]
+    pub reclaim: Policy,
+}
+
+/// What is reclaimed without anybody's asking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Whether anything is; also what the switch is at first.
+    pub automatic: bool,
+    /// Whether only what a watch that allows it names.
+    pub only_watched: bool,
+    /// Reclaims in a minute after which orphans are told only.
+    pub per_minute: u32,
+    /// From a failure to the next attempt on the same file, nanoseconds; twice as long after each
+    /// further one.
+    pub retry: u64,
+    /// What each watch says.
+    pub watches: Vec<Permission>,
+}
+
+/// Whether the locks of a watched file may be reclaimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Permission {
+    /// The path in the configuration.
+    #[serde(with = "bytes")]
+    pub path: Box<[u8]>,
+    /// Whether they may.
+    pub allowed: bool,
+}
+
+impl Policy {
+    /// Traces of who reclaims nothing can be read by whoever knows nothing of it.
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            automatic: false,
+            only_watched: true,
+            per_minute: 6,
+            retry: 30_000_000_000,
+            watches: Vec::new(),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -86,6 +137,7 @@ impl Default for Settings {
             handoff_window: 5 * SECOND,
             long_wait: 30 * SECOND,
             verbose: false,
+            reclaim: Policy::default(),
         }
     }
 }
@@ -294,6 +346,12 @@ pub enum Input {
     Reconcile,
     /// Reconcile every so many nanoseconds from now on (the tree's `gc_interval_ms`).
     GcInterval(u64),
+    /// Reclaims are allowed, or not (the tree's `reclaim_enabled`).
+    ReclaimEnabled(bool),
+    /// A reclaim is about to be carried out.
+    Planned(Planned),
+    /// A reclaim has ended.
+    Reclaimed(Reclaimed),
 }
 
 /// What the engine wants to happen.
@@ -305,4 +363,10 @@ pub enum Output {
     Read,
     /// Have every taking, giving up and attempt on these files recorded from now on, on no others.
     Attend(Vec<FileId>),
+    /// Have this reclaimed, and tell what comes of it.
+    Reclaim(Order),
+    /// Let every reclaim that is under way release nothing more.
+    StopReclaims,
+    /// There were too many reclaims: the switch is off now.
+    SwitchedOff,
 }

@@ -24,6 +24,8 @@ mod peers;
 mod reclaim;
 mod reclaim_hooks;
 mod reclaim_inject;
+mod reclaim_nobody;
+mod reclaim_policy;
 mod reclaim_races;
 mod reclaim_soak;
 mod reclaim_ways;
@@ -68,6 +70,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim_hooks", reclaim_hooks::TESTS),
     ("reclaim_inject", reclaim_inject::TESTS),
     ("reclaim_soak", reclaim_soak::TESTS),
+    ("reclaim_nobody", reclaim_nobody::TESTS),
+    ("reclaim_policy", reclaim_policy::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),

@@ -28,7 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Makes "nobody" of the calling thread alone.
-fn become_nobody() -> Result<()> {
+pub(crate) fn become_nobody() -> Result<()> {
     use lockwatch_tests::harness::invocation::NOBODY;
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));

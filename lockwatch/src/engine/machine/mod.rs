@@ -11,6 +11,7 @@ mod exit_races;
 mod handoffs;
 mod long_waits;
 mod orphans;
+mod reclaims;
 mod recycled;
 mod reorder;
 mod replaced;
@@ -25,6 +26,7 @@ use exit_races::ExitRaces;
 use handoffs::Handoffs;
 use long_waits::LongWaits;
 use orphans::Orphans;
+use reclaims::Reclaims;
 use recycled::Recycled;
 use reorder::{Record, Reorder};
 use replaced::Replaced;
@@ -64,6 +66,9 @@ pub struct Engine {
     replaced: Replaced,
     deadlocks: Deadlocks,
     long_waits: LongWaits,
+    reclaims: Reclaims,
+    /// What is wanted besides events and readings.
+    wanted: Vec<Output>,
     /// What is not told yet, because the next reading may know the path.
     held: Vec<(BootTime, News)>,
     /// What the calendar's clock is ahead of the boot clock.
@@ -93,6 +98,8 @@ impl Engine {
             replaced: Replaced::default(),
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
+            reclaims: Reclaims::new(settings.reclaim.clone()),
+            wanted: Vec::new(),
             held: Vec::new(),
             shift: None,
             lost: None,
@@ -114,6 +121,11 @@ impl Engine {
         Some(self.reorder.deadline().map_or(due, |record| record.min(due)))
     }
 
+    /// True once what the first readings found was reclaimed, as far as that is wanted and allowed.
+    pub fn is_swept(&self) -> bool {
+        self.reclaims.is_swept()
+    }
+
     /// How many entries it remembers besides the view. It stays below what the locks and waiters of
     /// the newest reading, the files that are watched, and fixed numbers add up to.
     pub fn remembered(&self) -> usize {
@@ -127,6 +139,7 @@ impl Engine {
             + self.replaced.remembered()
             + self.deadlocks.remembered()
             + self.long_waits.remembered()
+            + self.reclaims.remembered()
             + self.held.len()
             + self.attended.as_ref().map_or(0, Vec::len)
     }
@@ -158,6 +171,7 @@ impl Engine {
                 outputs.push(Output::Attend(attended));
             }
         }
+        outputs.append(&mut self.wanted);
         if self.schedule.poll(now.boot) {
             outputs.push(Output::Read);
         }
@@ -218,6 +232,16 @@ impl Engine {
             Input::Tick => return,
             Input::Reconcile => return self.schedule.at_once(now),
             Input::GcInterval(interval) => return self.schedule.reconcile_every(interval, now),
+            Input::ReclaimEnabled(on) => return self.allow(on, now),
+            Input::Planned(planned) => {
+                let scene = Scene { view: &self.view, watched: &self.watched };
+                return news.extend(self.reclaims.planned(planned, scene));
+            }
+            Input::Reclaimed(reclaimed) => {
+                let scene = Scene { view: &self.view, watched: &self.watched };
+                let told = self.reclaims.ended(reclaimed, now, &mut self.schedule, scene);
+                return news.extend(told);
+            }
             Input::PidReused(reused) => Record::PidReused(reused),
             Input::Ended(ended) => Record::Ended(ended),
             Input::Acquired(acquired) => Record::Acquired(acquired),
@@ -337,6 +361,22 @@ impl Engine {
         news.extend(self.deadlocks.read(begun, grace, &mut self.schedule, scene));
         let threshold = self.settings.long_wait;
         news.extend(self.long_waits.read(begun, threshold, &mut self.schedule, scene));
+        let suspects = self.orphans.suspects();
+        let decision = self.reclaims.decide(begun, now, suspects, &mut self.schedule, scene);
+        news.extend(decision.news);
+        self.wanted.extend(decision.orders.into_iter().map(Output::Reclaim));
+        if decision.suspended {
+            self.wanted.push(Output::SwitchedOff);
+        }
+    }
+
+    fn allow(&mut self, on: bool, now: BootTime) {
+        self.reclaims.switch(on);
+        if on {
+            self.schedule.at_once(now);
+        } else {
+            self.wanted.push(Output::StopReclaims);
+        }
     }
 
     fn lose(&mut self, records: u64, now: BootTime) {
