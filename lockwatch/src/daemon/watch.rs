@@ -132,14 +132,11 @@ pub(super) async fn watch(
                     readiness::not_yet(SWEEP);
                 }
             }
-            drained = kernel.records() => {
-                for input in drained.context("daemon: reading the kernel's records")? {
-                    watching.tree.hear(&input);
-                    watching.step(&mut kernel, input)?;
-                }
-            }
             taken = watching.readings.next() => {
                 let Some(taken) = taken else { bail!("daemon: the reader has ended") };
+                // What happened before the reading is heard before it.
+                let before = kernel.records_so_far();
+                watching.hear(&mut kernel, before)?;
                 watching.look_for_losses(&mut kernel)?;
                 watching.taken(&mut kernel, config, taken)?;
                 // A reading that failed shows nothing.
@@ -170,6 +167,11 @@ pub(super) async fn watch(
                 }
             },
             () = &mut followers => {}
+            // Last, because of these there may be so many that another is always there.
+            drained = kernel.records() => {
+                let records = drained.context("daemon: reading the kernel's records")?;
+                watching.hear(&mut kernel, records)?;
+            }
         }
     }
     readiness::stopping();
@@ -224,6 +226,15 @@ impl Watching {
             }
         }
         self.scrapes.stepped(now);
+        Ok(())
+    }
+
+    /// Takes in what the kernel recorded.
+    fn hear(&mut self, kernel: &mut Kernel, records: Vec<Input>) -> anyhow::Result<()> {
+        for input in records {
+            self.tree.hear(&input);
+            self.step(kernel, input)?;
+        }
         Ok(())
     }
 

@@ -20,8 +20,12 @@ pub(super) enum End {
 }
 
 /// The ends that are crashes.
-pub(super) const CRASHES: [End; 4] =
-    [End::Signal(libc::SIGKILL), End::Exit(3), End::Signal(libc::SIGTERM), End::Signal(libc::SIGABRT)];
+pub(super) const CRASHES: [End; 4] = [
+    End::Signal(libc::SIGKILL),
+    End::Exit(3),
+    End::Signal(libc::SIGTERM),
+    End::Signal(libc::SIGABRT),
+];
 
 /// A child that does its part and exits: 0, or noisily where that fails.
 pub(super) fn fork(part: impl FnOnce() -> Result<()>) -> Result<libc::pid_t> {
