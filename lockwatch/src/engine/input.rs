@@ -9,6 +9,7 @@ use super::bytes;
 use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
+use super::memory::Memory;
 use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
 /// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
@@ -175,6 +176,9 @@ pub struct Ended {
     /// Whether the file was written between the taking and the end; `None` where its time of
     /// modification cannot tell.
     pub written: Option<bool>,
+    /// Which of the files it is that have or had this inode number, where the file system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 impl Ended {
@@ -195,6 +199,9 @@ pub struct Acquired {
     pub by: Remembered,
     /// When.
     pub at: BootTime,
+    /// Which of the files it is that have or had this inode number, where the file system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 /// A lock that was given up by a living process, on a file to which attention is paid.
@@ -256,6 +263,9 @@ pub struct PidReused {
 pub struct Started {
     /// The number of the last event of the daemon before, where its count goes on.
     pub last_seq: Option<u64>,
+    /// What it had told and would not have told again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<Memory>,
     /// True where the kernel went on recording while no daemon ran.
     pub continued: bool,
     /// lockwatch's version.

@@ -22,9 +22,8 @@ const PATIENCE: i64 = 2_000;
 /// Does so many operations.
 pub(super) fn play(set: &Set, count: u32, mut chance: Chance) -> Result<u32> {
     wake_from_waits()?;
-    let shared = |chance: &mut Chance| {
-        open(&set.folder.join(format!("mixed-{}", chance.below(FILES))))
-    };
+    let shared =
+        |chance: &mut Chance| open(&set.folder.join(format!("mixed-{}", chance.below(FILES))));
     let mut files: Vec<OwnedFd> = Vec::new();
     for _ in 0..OPEN {
         files.push(shared(&mut chance)?);

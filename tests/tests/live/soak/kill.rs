@@ -34,7 +34,9 @@ fn a_daemon_that_is_killed_loses_nobody_and_invents_nothing(scene: &mut Scene) -
         Some("orphaned") => own.is_one_of(&on_orphans, event),
         Some("lock_replaced") => own.is_one_of(&on_replaced, event),
         Some("long_wait") => event["by"]["pid"].as_u64().is_some_and(|pid| members.contains(&pid)),
-        Some("deadlock") => event["members"][0]["pid"].as_u64().is_some_and(|pid| members.contains(&pid)),
+        Some("deadlock") => {
+            event["members"][0]["pid"].as_u64().is_some_and(|pid| members.contains(&pid))
+        }
         _ => false,
     };
     let expected = 5 * STANDING as usize;

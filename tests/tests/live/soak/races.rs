@@ -80,15 +80,16 @@ fn told(
         }
         Ok(missing.values().filter(|times| **times == 0).count())
     };
-    let outcome = patience::until("that every race is told", || {
-        Ok((look(&mut events)? == 0).then_some(()))
-    });
+    let outcome =
+        patience::until("that every race is told", || Ok((look(&mut events)? == 0).then_some(())));
     ensure_nothing_was_lost(&events)?;
     if let Err(error) = outcome {
         let silent: Vec<_> = missing.iter().filter(|(_, times)| **times == 0).collect();
         let about: Vec<_> = events
             .iter()
-            .filter(|event| silent.iter().any(|(words, _)| event["lock"]["file"]["ino"] == words[0]))
+            .filter(|event| {
+                silent.iter().any(|(words, _)| event["lock"]["file"]["ino"] == words[0])
+            })
             .collect();
         let first = &silent[..silent.len().min(5)];
         return Err(error.context(format!(
