@@ -6,7 +6,7 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 3;
+pub const LAYOUT: u64 = 4;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -44,6 +44,10 @@ pub const REFUSAL_WINDOW: u64 = 100_000_000;
 /// For so many nanoseconds after the death of a process that had locks it is looked whether an attempt
 /// meets one of them. Whatever is left of it by then is an orphan, and its file has attention.
 pub const DYING_WINDOW: u64 = 10_000_000_000;
+/// Name of the table of [`Note`]s.
+pub const TOLD_MAP: &str = "TOLD";
+/// Notes that are kept; the oldest make room.
+pub const NOTES: u32 = 2048;
 /// Attention that does not end.
 pub const FOREVER: u64 = u64::MAX;
 
@@ -307,6 +311,18 @@ pub struct Held {
     pub places: i64,
 }
 
+/// What a daemon has told, for the next one. No program reads or writes it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Note {
+    /// Bytes of the text.
+    pub length: u32,
+    /// Padding; 0.
+    pub reserved: u32,
+    /// The text, as the daemon writes it.
+    pub text: [u8; 1016],
+}
+
 /// Hints about owners of POSIX and OFD locks: how many [`LOCKS_MAP`] has.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -474,6 +490,11 @@ pub struct MomentRecord {
     pub start: i64,
     /// Of an attempt: the last byte.
     pub end: i64,
+    /// `i_generation`: tells files apart that had one inode number after the other, on file systems
+    /// that keep one; 0 on others.
+    pub generation: u32,
+    /// Padding; 0.
+    pub reserved: u32,
     /// Who did it.
     pub by: Party,
 }
@@ -502,13 +523,14 @@ wire! {
     Ending = 8 + 4 * 2,
     FileKey = 8 + 4 * 2,
     Held = 8 * 3,
+    Note = 4 * 2 + 1016,
     Slot = 8 * 4,
     Refusal = 8 * 2,
     Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 136 + 32 * PARKED,
     Header = 4 * 2 + 8,
     DiedRecord = 16 + 16 + 16,
     ReusedRecord = 16 + 16,
-    MomentRecord = 16 + 32 + 136 + 16 + 8 + 4 * 2 + 8 * 2 + 64,
+    MomentRecord = 16 + 32 + 136 + 16 + 8 + 4 * 2 + 8 * 2 + 4 * 2 + 64,
 }
 
 impl Key {

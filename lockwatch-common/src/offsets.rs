@@ -138,6 +138,8 @@ offsets! {
     inode_mtime_sec,
     /// `inode.i_mtime_nsec`, or [`ABSENT`]
     inode_mtime_nsec,
+    /// `inode.i_generation`, or [`ABSENT`]
+    inode_generation,
     /// `task_struct.mm`, or [`ABSENT`]; so for the rest
     task_mm,
     /// `task_struct.self_exec_id`

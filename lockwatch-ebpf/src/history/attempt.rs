@@ -75,6 +75,16 @@ impl Attempt {
         }
     }
 
+    /// Which of the files it is that have or had its inode number, as far as the file system tells.
+    #[inline(always)]
+    pub(crate) fn generation(&self) -> u32 {
+        if offset!(inode_generation) == ABSENT {
+            return 0;
+        }
+        // SAFETY: `inode` is the tracepoint's.
+        unsafe { member(self.inode, offset!(inode_generation)) }
+    }
+
     /// When the file was written last: seconds and nanoseconds, as far as the kernel tells.
     #[inline(always)]
     pub(crate) fn modified(&self) -> (i64, u32) {

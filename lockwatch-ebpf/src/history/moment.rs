@@ -97,6 +97,8 @@ pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
         (*to).access = attempt.access;
         (*to).start = attempt.key.start;
         (*to).end = attempt.end;
+        (*to).generation = attempt.generation();
+        (*to).reserved = 0;
         party::current(&raw mut (*to).by);
     }
     room.submit(0);

@@ -5,8 +5,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
-    Counters, Ending, Entry, FileKey, Globals, Held, Key, Operation, OperationKey, Owner, OwnerKey,
-    ProcessKey, REFUSALS, Refusal, SLOTS, Slot, Wait,
+    Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation, OperationKey,
+    Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, Slot, Wait,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -25,6 +25,8 @@ pub(crate) static WAITERS: HashMap<u64, Wait> = HashMap::with_max_entries(1024, 
 pub(crate) static DEAD: LruHashMap<ProcessKey, Ending> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static ATTENDED: HashMap<FileKey, u64> = HashMap::with_max_entries(1024, 0);
+#[map]
+static TOLD: LruHashMap<u64, Note> = LruHashMap::with_max_entries(NOTES, 0);
 #[map]
 static HELD: Array<Held> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]

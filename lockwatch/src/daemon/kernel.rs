@@ -10,8 +10,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::Config;
+use crate::engine::event::Event;
 use crate::engine::id::IdKey;
 use crate::engine::input::{FileId, Input};
+use crate::engine::memory::Memory;
 use crate::id_key;
 use crate::source::history::{
     Continuity, History, HistoryError, Moments, Names, Options, Reader, Sizes, Tables, Told,
@@ -81,6 +83,21 @@ impl Kernel {
     /// Keeps the number of the last event.
     pub(super) fn set_last_seq(&self, seq: u64) {
         self.tables.set_last_seq(seq);
+    }
+
+    /// What the daemon before had told. Where that cannot be read it is told again.
+    pub(super) fn told(&self) -> Vec<Memory> {
+        self.tables.told().unwrap_or_else(|error| {
+            log::warn!("what was told before: {error}");
+            Vec::new()
+        })
+    }
+
+    /// Keeps what must not be told again, also by the next daemon.
+    pub(super) fn note(&self, event: &Event) {
+        if let Err(error) = self.tables.note(event) {
+            log::warn!("an event that a next daemon may tell again: {error}");
+        }
     }
 
     /// Has attention paid to these files and no others.

@@ -95,6 +95,7 @@ pub(super) async fn watch(
     };
     let started = Started {
         last_seq: kernel.last_seq(),
+        told: kernel.told(),
         continued: kernel.is_continued(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: release,
@@ -206,7 +207,10 @@ impl Watching {
         for output in self.engine.step(now, input) {
             match output {
                 Output::Event(event) => {
+                    // Before anybody sees it: an event that is lost with this daemon is better
+                    // than one that the next tells again, and `started` says that it is.
                     kernel.set_last_seq(event.seq);
+                    kernel.note(&event);
                     let mut line = Vec::new();
                     events::write_json(&mut line, &event)?;
                     self.scrapes.event(&event);

@@ -2,6 +2,9 @@
 //!
 //! Refuses to be text: sinks write it down.
 
+use serde::{Deserialize, Serialize};
+
+use super::bytes;
 use super::classify::Verdict;
 use super::id::LockId;
 use super::identity::{BootTime, Pid, StartTime};
@@ -24,11 +27,13 @@ pub struct Event {
 }
 
 /// A lock, as an event names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Told {
     /// Which.
     pub lock: LockName,
     /// The path of its file, where a view has shown one.
+    #[serde(default, with = "bytes::optional")]
     pub path: Option<Box<[u8]>>,
     /// The name of its watch, where it has one.
     pub watch: Option<String>,
@@ -41,21 +46,25 @@ pub struct Told {
 }
 
 /// A process, as an event names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Party {
     /// Its pid, counted as [`Pid`] says.
     pub pid: Pid,
     /// Its start; with the pid its identity.
     pub start: Option<StartTime>,
     /// `comm`, at most 15 bytes, any but NUL.
+    #[serde(default, with = "bytes::optional")]
     pub comm: Option<Box<[u8]>>,
     /// Its pid in its own (innermost) pid namespace.
     pub ns_pid: Option<Pid>,
     /// Inode number of its pid namespace.
     pub pid_ns: Option<u64>,
     /// Executable.
+    #[serde(default, with = "bytes::optional")]
     pub exe: Option<Box<[u8]>>,
     /// Control group path.
+    #[serde(default, with = "bytes::optional")]
     pub cgroup: Option<Box<[u8]>>,
 }
 
@@ -104,8 +113,11 @@ pub struct Holding {
 pub enum Kind {
     /// The watch began.
     Started {
-        /// Whether numbers go on from the daemon before.
+        /// Whether the kernel went on recording since the daemon before.
         continued: bool,
+        /// The number that the daemon before gave last: an event with it that nobody has seen was
+        /// lost with that daemon.
+        last_seq: Option<u64>,
         /// lockwatch's version.
         version: String,
         /// The kernel's release.

@@ -9,6 +9,7 @@ use super::bytes;
 use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
+use super::memory::Memory;
 use super::reclaim::progress::{Order, Planned, Reclaimed};
 use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
@@ -227,6 +228,9 @@ pub struct Ended {
     /// Whether the file was written between the taking and the end; `None` where its time of
     /// modification cannot tell.
     pub written: Option<bool>,
+    /// Which of the files it is that have or had this inode number, where the file system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 impl Ended {
@@ -247,6 +251,9 @@ pub struct Acquired {
     pub by: Remembered,
     /// When.
     pub at: BootTime,
+    /// Which of the files it is that have or had this inode number, where the file system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 /// A lock that was given up by a living process, on a file to which attention is paid.
@@ -308,6 +315,9 @@ pub struct PidReused {
 pub struct Started {
     /// The number of the last event of the daemon before, where its count goes on.
     pub last_seq: Option<u64>,
+    /// What it had told and would not have told again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<Memory>,
     /// True where the kernel went on recording while no daemon ran.
     pub continued: bool,
     /// lockwatch's version.

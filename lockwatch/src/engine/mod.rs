@@ -15,6 +15,7 @@ pub mod id;
 pub mod identity;
 pub mod input;
 pub mod machine;
+pub mod memory;
 mod places;
 pub mod reclaim;
 pub mod snapshot;

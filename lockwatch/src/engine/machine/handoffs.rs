@@ -136,9 +136,15 @@ impl Handoffs {
     /// it after its end.
     fn is_next(&self, ended: &Ended, taker: &Acquired) -> bool {
         let (old, new) = (&ended.lock, &taker.lock);
+        // A file that was removed leaves its inode number to the next.
+        let is_other_file = match (ended.generation, taker.generation) {
+            (Some(old), Some(new)) => old != new,
+            _ => false,
+        };
         old.kind.conflict_class() == new.kind.conflict_class()
             && old.range.overlaps(new.range)
             && taker.by.id != ended.by.id
+            && !is_other_file
             && ended.death.at <= taker.at
             && taker.at <= ended.death.at.after(self.window)
     }

@@ -2,12 +2,12 @@
 //!
 //! Refuses to tell of a wait that no reading showed at its threshold or later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::schedule::Schedule;
 use super::telling::{self, News, Scene};
 use crate::engine::event::Kind;
-use crate::engine::identity::{Access, BootTime, LockKind, Range, RecordedPid};
+use crate::engine::identity::{Access, BootTime, LockKind, Pid, Range, RecordedPid};
 use crate::engine::input::FileId;
 
 /// What makes two requests of two readings the same wait.
@@ -33,12 +33,19 @@ struct Seen {
 #[derive(Clone, Debug, Default)]
 pub(super) struct LongWaits {
     waits: BTreeMap<Wait, Seen>,
+    /// Those that a daemon before told, until the first reading.
+    told_before: BTreeSet<(FileId, RecordedPid, BootTime)>,
 }
 
 impl LongWaits {
     /// How many entries it has.
     pub(super) fn remembered(&self) -> usize {
-        self.waits.len()
+        self.waits.len() + self.told_before.len()
+    }
+
+    /// A daemon before told it.
+    pub(super) fn remember(&mut self, file: FileId, pid: Pid, since: BootTime) {
+        self.told_before.insert((file, RecordedPid::Local(pid), since));
     }
 
     /// A new view, of a reading that was begun at `begun`.
@@ -68,7 +75,10 @@ impl LongWaits {
                 wait.nth += 1;
             }
             let from = waiter.since.unwrap_or(begun);
-            let mut seen = self.waits.get(&wait).copied().unwrap_or(Seen { from, told: false });
+            let told = waiter.since.is_some_and(|since| {
+                self.told_before.contains(&(wait.file, wait.requester, since))
+            });
+            let mut seen = self.waits.get(&wait).copied().unwrap_or(Seen { from, told });
             let long_at = seen.from.after(threshold);
             if !seen.told && begun >= long_at {
                 seen.told = true;
@@ -90,6 +100,9 @@ impl LongWaits {
             schedule.at(next);
         }
         self.waits = now;
+        if view.is_complete() {
+            self.told_before.clear();
+        }
         news
     }
 }

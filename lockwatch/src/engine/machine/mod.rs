@@ -39,6 +39,7 @@ use super::input::{
     Acquired, Attempt, Ended, FileId, Input, Moment, Outcome, Output, Reading, Released, Settings,
     Watched,
 };
+use super::memory::Memory;
 use super::snapshot::Snapshot;
 use super::view::View;
 
@@ -216,8 +217,10 @@ impl Engine {
             Input::Started(started) => {
                 self.seq = started.last_seq.unwrap_or(0);
                 self.schedule.at_once(now);
+                started.told.into_iter().for_each(|memory| self.remember(memory));
                 news.push(News::general(Kind::Started {
                     continued: started.continued,
+                    last_seq: started.last_seq,
                     version: started.version,
                     kernel: started.kernel,
                 }));
@@ -249,6 +252,18 @@ impl Engine {
             Input::Attempt(attempt) => Record::Attempt(attempt),
         };
         self.reorder.take(now, record);
+    }
+
+    /// What a daemon before has told is not told again.
+    fn remember(&mut self, memory: Memory) {
+        match memory {
+            Memory::Orphan { told, exiting } => self.orphans.remember(told, exiting),
+            Memory::Recycled { lock, process } => self.recycled.remember(lock, process),
+            Memory::Replaced { old, new } => self.replaced.remember(old, new),
+            Memory::Deadlock { members } => self.deadlocks.remember(members),
+            Memory::LongWait { file, pid, since } => self.long_waits.remember(file, pid, since),
+        }
+        self.reconsider = true;
     }
 
     /// Takes the records for which it is time.

@@ -38,6 +38,12 @@ struct Announced {
 }
 
 impl Orphans {
+    /// A daemon before announced it.
+    pub(super) fn remember(&mut self, told: Told, exiting: bool) {
+        let reason = exiting.then_some(Reason::Exiting);
+        self.announced.insert(told.lock.id.key(), Announced { told, reason });
+    }
+
     /// True where the lock was announced and has not ended.
     pub(super) fn contains(&self, id: LockId) -> bool {
         self.announced.contains_key(&id.key())

@@ -34,6 +34,11 @@ struct Reuse {
 }
 
 impl Recycled {
+    /// A daemon before told it.
+    pub(super) fn remember(&mut self, lock: LockId, process: ProcessId) {
+        self.told.insert((lock, process));
+    }
+
     /// A pid was given to a new process: the next reading shows whether a lock has it recorded, and
     /// by which name the new process goes. `begun` is when the last reading was.
     pub(super) fn reuse(&mut self, reused: PidReused, begun: BootTime, schedule: &mut Schedule) {

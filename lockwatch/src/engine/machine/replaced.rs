@@ -24,6 +24,11 @@ impl Replaced {
         self.told.len()
     }
 
+    /// A daemon before told it.
+    pub(super) fn remember(&mut self, old: FileId, new: FileId) {
+        self.told.insert((old, new));
+    }
+
     /// A new view.
     pub(super) fn read(&mut self, scene: Scene<'_>) -> Vec<News> {
         let view = scene.view;

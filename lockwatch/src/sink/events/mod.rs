@@ -71,7 +71,10 @@ impl Serialize for Line<'_> {
             map.serialize_entry("lock", &Lock::of(clock, told))?;
         }
         match &event.kind {
-            Kind::Started { continued, version, kernel } => {
+            Kind::Started { continued, last_seq, version, kernel } => {
+                if let Some(last_seq) = last_seq {
+                    map.serialize_entry("last_seq", last_seq)?;
+                }
                 map.serialize_entry("continued", continued)?;
                 map.serialize_entry("version", version)?;
                 map.serialize_entry("kernel", kernel)?;

@@ -25,7 +25,7 @@ impl fmt::Display for Sentence<'_> {
         write!(f, ": ")?;
         let now = event.at.boot;
         match &event.kind {
-            Kind::Started { continued, version, kernel } => {
+            Kind::Started { continued, last_seq: _, version, kernel } => {
                 let (version, kernel) = (Escaped(version.as_bytes()), Escaped(kernel.as_bytes()));
                 write!(f, "lockwatch {version} watches kernel {kernel}")?;
                 let since = if *continued { ", where another daemon left off" } else { "" };

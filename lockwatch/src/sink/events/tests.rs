@@ -104,6 +104,7 @@ fn a_sentence_escapes_every_name_from_outside() {
     assert!(line.contains("/srv/a\\nb\\x1b[31m"), "{line}");
     stage.input(Input::Started(Started {
         last_seq: None,
+        told: Vec::new(),
         continued: false,
         version: "0.1.0\n".into(),
         kernel: "6.18\x1b".into(),

@@ -95,6 +95,7 @@ pub fn offsets(btf: &Btf<'_>, has_d_path: bool) -> Result<Offsets, LayoutError> 
         has_task_btf: u32::from(btf.has_structure("bpf_iter__task_vma")),
         inode_mtime_sec: modified.0,
         inode_mtime_nsec: modified.1,
+        inode_generation: may("inode", "i_generation"),
         task_mm: may("task_struct", "mm"),
         task_exec_id: may("task_struct", "self_exec_id"),
         task_signal: may("task_struct", "signal"),

@@ -6,7 +6,7 @@
 use lockwatch_common::history::{CLASS_POSIX, Entry, Key, MomentRecord};
 
 use super::collect::restored;
-use super::moments::{Told, lock, written};
+use super::moments::{Told, generation, lock, written};
 use super::{HistoryError, Tables, join};
 use crate::engine::identity::BootTime;
 use crate::engine::input::{Ended, Input};
@@ -39,6 +39,7 @@ pub(super) fn ends(
             ended_by: told.names.remembered(&record.by),
             death: join::death(&entry.by.process(), &ending),
             written: written(&MomentRecord { entry, ..*record }, told.boot_unix),
+            generation: generation(record),
         }));
     }
     Ok(inputs)

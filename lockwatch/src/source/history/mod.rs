@@ -16,6 +16,7 @@ mod ranges;
 mod reader;
 mod sys;
 mod tables;
+mod told;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -180,10 +180,12 @@ fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
             ended_by: told.names.remembered(&record.by),
             death: ending(&record.entry, &record.ending)?,
             written: written(record, told.boot_unix),
+            generation: generation(record),
         }),
         KIND_ACQUIRED => {
             // Of a lock that a crash's end found taken already, its taker and not who tells.
-            Input::Acquired(Acquired { lock, by: told.names.remembered(&record.entry.by), at })
+            let (by, generation) = (told.names.remembered(&record.entry.by), generation(record));
+            Input::Acquired(Acquired { lock, by, at, generation })
         }
         KIND_RELEASED => {
             Input::Released(Released { lock, by: told.names.remembered(&record.by), at })
@@ -244,6 +246,12 @@ fn access(kernel: u32) -> Access {
 fn range(start: i64, end: i64) -> Range {
     let byte = |at: i64| u64::try_from(at).unwrap_or(0);
     Range { start: byte(start), end: (end != i64::MAX).then(|| byte(end)) }
+}
+
+/// Which of the files it is that have or had its inode number; a file system that does not tell
+/// has 0 for all.
+pub(super) fn generation(record: &MomentRecord) -> Option<u32> {
+    Some(record.generation).filter(|&generation| generation != 0)
 }
 
 /// The kernel stamps files with a clock that goes by ticks: a write within the tick of the stamp

@@ -10,7 +10,8 @@ use aya::maps::MapData;
 use lockwatch_common::history::{
     ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
     FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, WAITERS_MAP, Wait, slot_of,
+    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, TOLD_MAP, WAITERS_MAP, Wait,
+    slot_of,
 };
 use lockwatch_common::wire;
 
@@ -42,6 +43,7 @@ pub struct Tables {
     pub(super) operations: MapData,
     pub(super) waiters: MapData,
     pub(super) dead: MapData,
+    pub(super) told: MapData,
     pub(super) attended: MapData,
     pub(super) counters: MapData,
     pub(super) globals: MappedArray,
@@ -75,6 +77,7 @@ impl Tables {
             operations: open(OPERATIONS_MAP)?,
             waiters: open(WAITERS_MAP)?,
             dead: open(DEAD_MAP)?,
+            told: open(TOLD_MAP)?,
             attended: open(ATTENDED_MAP)?,
             counters: open(COUNTERS_MAP)?,
             globals,

@@ -242,6 +242,7 @@ fn input() -> impl Strategy<Value = Input> {
         (any::<(Option<u64>, bool, String, String)>()).prop_map(
             |(last_seq, continued, version, kernel)| Input::Started(Started {
                 last_seq,
+                told: Vec::new(),
                 continued,
                 version,
                 kernel
@@ -265,13 +266,15 @@ fn input() -> impl Strategy<Value = Input> {
                 taken_at,
                 at,
                 death,
-                written
+                written,
+                generation: None
             })
         ),
         (lock_name(), remembered(), time()).prop_map(|(lock, by, at)| Input::Acquired(Acquired {
             lock,
             by,
-            at
+            at,
+            generation: None
         })),
         (lock_name(), remembered(), time()).prop_map(|(lock, by, at)| Input::Released(Released {
             lock,

@@ -3,6 +3,7 @@
 //! The rig has no second thread while a crowd plays, so that a child may go on in the same code.
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 
@@ -64,6 +65,22 @@ pub(super) fn end(end: End) -> ! {
 pub(super) fn kill(pid: libc::pid_t) {
     // SAFETY: takes numbers only. A child that nobody waited for keeps its pid.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Closes every descriptor of this process but one and the standard three.
+pub(super) fn keep_only(file: OwnedFd) -> Result<OwnedFd> {
+    const FIRST: libc::c_int = 3;
+    let file = file.into_raw_fd();
+    // SAFETY: numbers only. Whatever has the others here is not used again: this process only rests
+    // and ends.
+    let kept = unsafe { libc::dup2(file, FIRST) };
+    // SAFETY: as above.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, FIRST + 1, libc::c_uint::MAX, 0) };
+    if kept == -1 || closed == -1 {
+        return Err(io::Error::last_os_error()).context("closing what is others'");
+    }
+    // SAFETY: it is open, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(kept) })
 }
 
 /// From here on this process runs only where nobody else wants to.

@@ -88,14 +88,12 @@ fn unlocking(lock: Asked) -> Asked {
 
 fn in_this_process(set: &Set, chance: &mut Chance) -> Result<()> {
     let file = open(&set.path("own", chance.below(FILES) as u32))?;
-    for _ in 0..=chance.below(3) {
-        let lock = any(chance);
-        locking::take(file.as_fd(), lock, Patience::None)?;
-        if chance.one_in(2) {
-            locking::take(file.as_fd(), unlocking(lock), Patience::None)?;
-        }
+    let lock = any(chance);
+    locking::take(file.as_fd(), lock, Patience::None)?;
+    // Otherwise it ends with the descriptor.
+    if chance.one_in(2) {
+        locking::take(file.as_fd(), unlocking(lock), Patience::None)?;
     }
-    // What is left ends with the descriptor.
     Ok(())
 }
 
@@ -191,6 +189,8 @@ fn handed_over(set: &Set, number: u32, chance: &mut Chance) -> Result<()> {
         child::fork(|| {
             // SAFETY: takes numbers only.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+            // What it keeps of others would outlive them.
+            let _own = child::keep_only(file)?;
             std::thread::sleep(Duration::from_millis(stays));
             Ok(())
         })?;

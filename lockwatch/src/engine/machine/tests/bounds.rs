@@ -38,6 +38,7 @@ fn a_flood_of_records_fills_no_memory_and_what_was_forgotten_is_told_as_lost() {
             ended_by,
             death,
             written: None,
+            generation: None,
         };
         lock.file.ino = number;
         lock.id.ino = number;
@@ -46,7 +47,7 @@ fn a_flood_of_records_fills_no_memory_and_what_was_forgotten_is_told_as_lost() {
             Input::Attempt(attempt),
             Input::PidReused(PidReused { process: death.process, at }),
             Input::Ended(ended),
-            Input::Acquired(Acquired { lock, by, at }),
+            Input::Acquired(Acquired { lock, by, at, generation: None }),
         ] {
             stage.now = BootTime(now.0 + number * 10);
             stage.input(input);

@@ -4,7 +4,7 @@ use super::stage::{End, MS, Stage, file, ms};
 use super::stories;
 use crate::engine::event::Kind;
 use crate::engine::identity::{Access, ProcessId, StartTime};
-use crate::engine::input::{Ended, Input, Outcome, PidReused, Settings};
+use crate::engine::input::{Acquired, Ended, Input, Outcome, PidReused, Settings};
 use crate::engine::snapshot::Process;
 
 #[test]
@@ -50,6 +50,31 @@ fn only_a_crash_of_an_exclusive_owner_within_the_window_is_a_hand_off() {
     assert_eq!(handed(End::Signal(9), 5_001, Access::Write), [""; 0], "after the window");
     assert_eq!(handed(End::Exit(0), 1, Access::Write), [""; 0], "a clean exit");
     assert_eq!(handed(End::Signal(9), 1, Access::Read), [""; 0], "a shared lock");
+}
+
+#[test]
+fn a_file_that_was_removed_leaves_its_inode_number_and_no_hand_off() {
+    for (before, after, expected) in [
+        (Some(1), Some(2), &[][..]),
+        (Some(1), Some(1), &["crash_handoff"][..]),
+        (None, Some(2), &["crash_handoff"][..]),
+    ] {
+        let mut stage = Stage::new();
+        stage.world.file(131, stories::PATH);
+        for (pid, comm) in [(8123, "locksmith"), (8200, "successor")] {
+            stage.world.born(pid, comm, ms(5_000));
+            stage.world.open(pid, 131, pid as u64);
+        }
+        stage.until(12_100);
+        stage.acquired(8123, 131, 8123);
+        let death = stage.dies(8123, End::Signal(9));
+        let ended = Ended { generation: before, ..stage.ended(8123, death, None) };
+        stage.input(Input::Ended(ended));
+        let taken = Acquired { generation: after, ..stage.acquired(8200, 131, 8200) };
+        stage.input(Input::Acquired(taken));
+        stage.until(13_000);
+        assert_eq!(stage.kinds().split_off(1), expected, "{before:?} {after:?}");
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! When readings are asked for, and what the watch tells of itself.
 
-use super::stage::{Stage, ms};
+use super::stage::{MS, Stage, ms};
 use super::stories;
 use crate::engine::event::Kind;
 use crate::engine::input::{Input, Moment, Output, Reading, Settings, Started};
 use crate::engine::machine::Engine;
+use crate::engine::memory::Memory;
 
 #[test]
 fn the_watch_begins_with_an_event_and_a_reading() {
@@ -27,12 +28,65 @@ fn the_count_of_events_goes_on_where_the_daemon_before_ended() {
     stage.engine = Engine::new(Settings::default());
     stage.input(Input::Started(Started {
         last_seq: Some(41),
+        told: Vec::new(),
         continued: true,
         version: "0.1.0".into(),
         kernel: "6.18.0".into(),
     }));
     assert_eq!(stage.last("started").seq, 42);
     assert!(matches!(stage.last_kind("started"), Kind::Started { continued: true, .. }));
+}
+
+#[test]
+fn what_the_daemon_before_told_and_still_lasts_is_not_told_again_and_its_end_is() {
+    for (story, kind) in [
+        ("orphan", "orphaned"),
+        ("pid_recycled", "pid_recycled"),
+        ("lock_replaced", "lock_replaced"),
+        ("deadlock", "deadlock"),
+        ("long_wait", "long_wait"),
+    ] {
+        let (_, mut before) = stories::all().into_iter().find(|(name, _)| *name == story).unwrap();
+        // The story up to the event.
+        let told = before.last(kind).clone();
+        let inputs: Vec<_> =
+            before.inputs.drain(..).take_while(|(at, _)| at.boot <= told.at.boot).collect();
+        let (_, last) =
+            inputs.iter().rev().find(|(_, input)| matches!(input, Input::Reading(_))).unwrap();
+        let again = |remembered: Vec<Memory>| {
+            let mut stage = Stage::new();
+            stage.engine = Engine::new(Settings::default());
+            stage.now = told.at.boot.after(MS);
+            stage.input(Input::Started(Started {
+                last_seq: Some(41),
+                told: remembered,
+                continued: true,
+                version: "0.1.0".into(),
+                kernel: "6.18.0".into(),
+            }));
+            stage.kinds();
+            let Input::Reading(reading) = last.clone() else { unreachable!() };
+            for later in [0, 5_000, 60_000] {
+                stage.now = told.at.boot.after((later + 1) * MS);
+                let begun = stage.now;
+                stage.input(Input::Reading(Box::new(Reading { begun, ..(*reading).clone() })));
+            }
+            stage
+        };
+        let mut forgetful = again(Vec::new());
+        assert!(forgetful.kinds().contains(&kind), "{story}: would be told again");
+        let mut stage = again(vec![Memory::of(&told).unwrap()]);
+        assert!(!stage.kinds().contains(&kind), "{story}: told again");
+        if kind == "orphaned" {
+            stage.now = stage.now.after(MS);
+            let Input::Reading(reading) = last.clone() else { unreachable!() };
+            let mut snapshot = reading.snapshot.clone();
+            snapshot.locks.clear();
+            let gone = Reading { begun: stage.now, snapshot, ids: Vec::new() };
+            stage.input(Input::Reading(Box::new(gone)));
+            assert_eq!(stage.kinds(), ["recovered", "all_clear"]);
+        }
+    }
 }
 
 #[test]

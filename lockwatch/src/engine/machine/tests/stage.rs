@@ -260,6 +260,7 @@ impl Stage {
         };
         stage.input(Input::Started(Started {
             last_seq: None,
+            told: Vec::new(),
             continued: false,
             version: "0.1.0".into(),
             kernel: "6.18.0".into(),
@@ -321,20 +322,34 @@ impl Stage {
         self.world.unlock(owner);
         let by = Remembered::clone(&taken.by);
         let ended_by = by.clone();
-        Ended { lock, by, taken_at: taken.at, at: self.now, ended_by, death, written }
+        Ended {
+            lock,
+            by,
+            taken_at: taken.at,
+            at: self.now,
+            ended_by,
+            death,
+            written,
+            generation: None,
+        }
     }
 
     /// `pid` takes an exclusive lock on a description that it has; nothing is handed in.
     pub(crate) fn acquired(&mut self, pid: Pid, ino: u64, owner: u64) -> Acquired {
         self.world.lock(pid, ino, owner, Access::Write, self.now);
-        Acquired { lock: self.world.name(owner), by: self.world.who(pid), at: self.now }
+        Acquired {
+            lock: self.world.name(owner),
+            by: self.world.who(pid),
+            at: self.now,
+            generation: None,
+        }
     }
 
     /// A living process gives the lock of a description up; nothing is handed in.
     pub(crate) fn released(&mut self, pid: Pid, owner: u64) -> Released {
         let lock = self.world.name(owner);
         self.world.unlock(owner);
-        Released { lock, by: self.world.who(pid), at: self.now }
+        Released { lock, by: self.world.who(pid), at: self.now, generation: None }
     }
 
     /// `pid` tries for the lock of a description; nothing is handed in.
