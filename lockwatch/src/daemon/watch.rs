@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::Watch;
@@ -27,14 +28,17 @@ use super::scrapes::{PULSE, Scrapes};
 use super::tree::{Obeyed, Tree, Wanted};
 use super::{nanos, now, readiness};
 use crate::config::{Config, Mode};
-use crate::engine::input::{Input, Output, Permission, Policy, Settings, Started, Watched};
-use crate::engine::machine::Engine;
-use crate::engine::reclaim::progress::{Asker, Order};
+use crate::engine::input::{
+    FileId, Input, Output, Permission, Policy, Settings, Started, Watched, Wrote,
+};
+use crate::engine::machine::{Engine, WATCHED_FOR};
+use crate::engine::reclaim::progress::{Asker, Evicted, Order};
 use crate::failure::{EXIT_CLEAR, EXIT_INTERRUPTED};
 use crate::sink::events;
 use crate::sink::fuse::Reply;
 use crate::source::history::{HistoryError, Taken};
 use crate::source::trace::Writer;
+use crate::source::writes::Watches;
 use crate::{id_key, machine};
 
 /// How often it is looked whether the service manager wants to hear of it, where it does not say.
@@ -89,6 +93,8 @@ pub(super) async fn watch(
         readings,
         tree,
         reclaims: Reclaims::new(surroundings),
+        writes: Watches::default(),
+        wrote: mpsc::unbounded_channel(),
         failures: 0,
         told_orphans: None,
         scrapes,
@@ -156,6 +162,10 @@ pub(super) async fn watch(
                     Obeyed::Done => {}
                 },
             },
+            // This side keeps a sender.
+            Some(wrote) = watching.wrote.1.recv() => {
+                watching.step(&mut kernel, Input::Wrote(wrote))?;
+            }
             news = watching.reclaims.next() => match news {
                 reclaims::News::Planned(planned) => {
                     watching.step(&mut kernel, Input::Planned(planned))?;
@@ -190,6 +200,8 @@ struct Watching {
     tree: Tree,
     /// What is reclaimed, and who waits for it at the tree.
     reclaims: Reclaims<Option<Reply>>,
+    writes: Watches,
+    wrote: (mpsc::UnboundedSender<Wrote>, mpsc::UnboundedReceiver<Wrote>),
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
@@ -225,6 +237,7 @@ impl Watching {
                     kernel.attend(&files).context("daemon: telling the kernel what to watch")?;
                 }
                 Output::Reclaim(order) => self.reclaims.begin(job(order)),
+                Output::WatchWrites(file, evicted) => self.watch_writes(file, evicted),
                 Output::StopReclaims => self.reclaims.stop(),
                 Output::SwitchedOff => self.tree.switch_off(),
             }
@@ -240,6 +253,22 @@ impl Watching {
             self.step(kernel, input)?;
         }
         Ok(())
+    }
+
+    /// Has it told when one of these writes to the file; where that cannot be, says so.
+    fn watch_writes(&self, file: FileId, evicted: Vec<Evicted>) {
+        let (tell, time) = (self.wrote.0.clone(), Duration::from_nanos(WATCHED_FOR));
+        let told = move |wrote| {
+            // Where nobody receives any more, the daemon ends.
+            let _ = tell.send(wrote);
+        };
+        if let Err(error) = self.writes.begin(file, evicted, time, told) {
+            log::warn!(
+                "whether who lost a lock on {}:{} writes to it is not seen: {error}",
+                file.dev,
+                file.ino
+            );
+        }
     }
 
     /// Says that records were lost, where the kernel has counted any.

@@ -232,7 +232,8 @@ pub enum Kind {
         /// The hooks that were run.
         hooks: Vec<HookEnd>,
     },
-    /// What was planned was not so any more: nothing was done.
+    /// What was planned was not so any more, and nothing was done; or who lost the lock wrote to the
+    /// file afterwards.
     ReclaimRace {
         /// Who had it done.
         by: Asker,
@@ -242,6 +243,8 @@ pub enum Kind {
         race: String,
         /// What changed.
         why: String,
+        /// Who wrote, where it is that.
+        writer: Option<Party>,
         /// The hooks that were run.
         hooks: Vec<HookEnd>,
     },

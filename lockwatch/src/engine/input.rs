@@ -10,7 +10,7 @@ use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
 use super::memory::Memory;
-use super::reclaim::progress::{Order, Planned, Reclaimed};
+use super::reclaim::progress::{Evicted, Order, Planned, Reclaimed};
 use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
 /// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
@@ -309,6 +309,18 @@ pub struct PidReused {
     pub at: BootTime,
 }
 
+/// A process that lost a lock by a reclaim wrote to its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wrote {
+    /// The file.
+    pub file: FileId,
+    /// Who.
+    pub process: ProcessId,
+    /// When that was heard of.
+    pub at: BootTime,
+}
+
 /// The beginning of the daemon's watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -362,6 +374,8 @@ pub enum Input {
     Planned(Planned),
     /// A reclaim has ended.
     Reclaimed(Reclaimed),
+    /// Who had lost the lock wrote.
+    Wrote(Wrote),
 }
 
 /// What the engine wants to happen.
@@ -375,6 +389,8 @@ pub enum Output {
     Attend(Vec<FileId>),
     /// Have this reclaimed, and tell what comes of it.
     Reclaim(Order),
+    /// Have it told when one of these, who have lost a lock on the file, writes to it.
+    WatchWrites(FileId, Vec<Evicted>),
     /// Let every reclaim that is under way release nothing more.
     StopReclaims,
     /// There were too many reclaims: the switch is off now.

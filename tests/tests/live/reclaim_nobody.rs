@@ -108,7 +108,7 @@ fn no_entrance_is_open_to_who_is_not_root(scene: &mut Scene) -> Result<()> {
     // The way there is open: it is each thing itself that is refused.
     same!("status", as_nobody(read(house.path("tree/status")))?, None);
     same!("hook", as_nobody(read(hook.clone()))?, None);
-    for (name, text) in [("locked", "0"), ("conf_locked", "0"), ("force_unlock", "1")] {
+    for (name, text) in [("locked", "0"), ("force_unlock", "1")] {
         is_refused(name, write(locks.join(name), text))?;
     }
     for (name, text) in [("reclaim_enabled", "1"), ("gc", "1"), ("gc_interval_ms", "200")] {

@@ -26,6 +26,8 @@ const HOOKS: &[&str] = &[
     "program:sh",
     "program:sleep",
 ];
+const WRITES: &[&str] =
+    &["root", "iter/task_file", "tp_btf", "mounts", "pidfd_getfd", "kcmp", "file-events"];
 const SWITCH: &[&str] = &[
     "root",
     "iter/task_file",
@@ -47,6 +49,8 @@ pub(crate) const TESTS: &[Test] = &[
     once!(too_many_in_a_minute_end_it_until_it_is_switched_on_again).needs(SWITCH),
     once!(the_switch_stops_what_is_under_way).needs(SWITCH),
     once!(a_holder_that_lets_go_in_between_is_a_race).needs(HOOKS),
+    once!(who_lost_the_lock_and_writes_is_a_race).needs(WRITES),
+    once!(who_took_the_lock_anew_may_write).needs(WRITES),
     once!(with_the_daemon_its_reclaims_end_and_the_next_one_takes_over).needs(HOOKS),
     once!(who_writes_into_the_tree_meanwhile_waits_and_is_told_that_it_is_done).needs(SWITCH),
 ];
@@ -304,6 +308,47 @@ fn who_writes_into_the_tree_meanwhile_waits_and_is_told_that_it_is_done(
     let answer = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
     answer.context("the answer to who wrote into the tree")?;
     ensure!(is_free(scene)?, "it is still there");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn who_lost_the_lock_and_writes_is_a_race(scene: &mut Scene) -> Result<()> {
+    let house = house(scene, "", "")?;
+    let mut daemon = house.start(scene, &[])?;
+    scene.play(LEAKED)?;
+    scene.play(
+        "start bystander
+         bystander: open b lock",
+    )?;
+    daemon.expect("reclaim_done", |event| of(scene, event))?;
+    // From a moment after the release on: the daemon must have heard of it.
+    std::thread::sleep(patience::stretched(Duration::from_millis(300)));
+    scene.play("bystander: write b mine")?;
+    std::thread::sleep(patience::stretched(Duration::from_millis(300)));
+    daemon.told_none_of(&["reclaim_race"])?;
+    scene.play("heir: write a torn")?;
+    let told = daemon.expect("reclaim_race", |event| of(scene, event))?;
+    same!("race", told["race"], "written");
+    same!("writer", told["writer"]["pid"], scene.pid("heir")?);
+    same!("lock", told["lock"]["type"], "FLOCK");
+    let metrics = house.path("metrics.sock");
+    wait_for(&metrics, "lockwatch_races_total{kind=\"reclaim_race\"}", |count| count >= 1.0)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn who_took_the_lock_anew_may_write(scene: &mut Scene) -> Result<()> {
+    let house = house(scene, "", "")?;
+    let mut daemon = house.start(scene, &[])?;
+    scene.play(LEAKED)?;
+    daemon.expect("reclaim_done", |event| of(scene, event))?;
+    std::thread::sleep(patience::stretched(Duration::from_millis(300)));
+    scene.play(
+        "heir: flock a ex
+         heir: write a rightly",
+    )?;
+    std::thread::sleep(patience::stretched(Duration::from_millis(500)));
+    daemon.told_none_of(&["reclaim_race"])?;
     daemon.stop()?;
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! in each table by a fixed number of entries; what had to be forgotten is told as `lost`.
 
 mod deadlocks;
+mod evicted;
 mod exit_races;
 mod handoffs;
 mod long_waits;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use deadlocks::Deadlocks;
+use evicted::Evictions;
 use exit_races::ExitRaces;
 use handoffs::Handoffs;
 use long_waits::LongWaits;
@@ -43,6 +45,7 @@ use super::memory::Memory;
 use super::snapshot::Snapshot;
 use super::view::View;
 
+pub use evicted::WATCHED_FOR;
 pub use reorder::WINDOW as REORDER_WINDOW;
 
 /// Events that wait for the path of their file at once.
@@ -68,6 +71,7 @@ pub struct Engine {
     deadlocks: Deadlocks,
     long_waits: LongWaits,
     reclaims: Reclaims,
+    evictions: Evictions,
     /// What is wanted besides events and readings.
     wanted: Vec<Output>,
     /// What is not told yet, because the next reading may know the path.
@@ -100,6 +104,7 @@ impl Engine {
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
             reclaims: Reclaims::new(settings.reclaim.clone()),
+            evictions: Evictions::default(),
             wanted: Vec::new(),
             held: Vec::new(),
             shift: None,
@@ -141,6 +146,7 @@ impl Engine {
             + self.deadlocks.remembered()
             + self.long_waits.remembered()
             + self.reclaims.remembered()
+            + self.evictions.remembered()
             + self.held.len()
             + self.attended.as_ref().map_or(0, Vec::len)
     }
@@ -155,6 +161,7 @@ impl Engine {
         self.settle(now.boot, &mut news);
         self.handoffs.expire(now.boot);
         self.exit_races.expire(now.boot);
+        self.reconsider |= self.evictions.expire(now.boot);
         let forgotten =
             self.handoffs.forgotten() + self.exit_races.forgotten() + self.recycled.forgotten();
         if forgotten > 0 {
@@ -242,14 +249,21 @@ impl Engine {
             }
             Input::Reclaimed(reclaimed) => {
                 let scene = Scene { view: &self.view, watched: &self.watched };
-                let told = self.reclaims.ended(reclaimed, now, &mut self.schedule, scene);
-                return news.extend(told);
+                let by = reclaimed.by;
+                let ended = self.reclaims.ended(reclaimed, now, &mut self.schedule, scene);
+                for (about, evicted) in ended.released {
+                    self.evictions.begin(by, &about, &evicted, now);
+                    self.wanted.push(Output::WatchWrites(about.lock.file, evicted));
+                    self.reconsider = true;
+                }
+                return news.extend(ended.news);
             }
             Input::PidReused(reused) => Record::PidReused(reused),
             Input::Ended(ended) => Record::Ended(ended),
             Input::Acquired(acquired) => Record::Acquired(acquired),
             Input::Released(released) => Record::Released(released),
             Input::Attempt(attempt) => Record::Attempt(attempt),
+            Input::Wrote(wrote) => Record::Wrote(wrote),
         };
         self.reorder.take(now, record);
     }
@@ -277,6 +291,11 @@ impl Engine {
                 Record::Acquired(acquired) => self.acquire(&acquired, now, news),
                 Record::Released(released) => self.release(&released, news),
                 Record::Attempt(attempt) => self.attempt(&attempt, now, news),
+                Record::Wrote(wrote) => {
+                    let scene = Scene { view: &self.view, watched: &self.watched };
+                    news.extend(self.evictions.wrote(&wrote, scene));
+                    self.reconsider = true;
+                }
             }
         }
     }
@@ -297,6 +316,7 @@ impl Engine {
     fn acquire(&mut self, acquired: &Acquired, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
         let races = self.handoffs.acquire(acquired, scene);
+        self.reconsider |= self.evictions.acquire(acquired);
         if self.settings.verbose {
             let by = Party::from(&acquired.by);
             let told = scene.recorded(&acquired.lock, Some((&acquired.by, acquired.at)), None);
@@ -397,6 +417,7 @@ impl Engine {
     fn lose(&mut self, records: u64, now: BootTime) {
         let before = self.lost.map_or(0, |(records, _)| records);
         self.lost = Some((before.saturating_add(records), now));
+        self.evictions.lose();
         self.schedule.at_once(now);
     }
 
@@ -406,6 +427,7 @@ impl Engine {
     fn attention(&self) -> Vec<FileId> {
         let mut files: BTreeSet<FileId> = self.watched.keys().copied().collect();
         files.extend(self.orphans.files());
+        files.extend(self.evictions.files());
         files.into_iter().collect()
     }
 }

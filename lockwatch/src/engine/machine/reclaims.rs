@@ -36,7 +36,7 @@ pub(super) struct Reclaims {
     /// What was ordered and has not ended.
     running: BTreeSet<FileId>,
     /// What was said of each lock when it was planned: later no reading may have it.
-    planned: BTreeMap<LockId, Told>,
+    planned: BTreeMap<LockId, (Told, Vec<Evicted>)>,
     failures: BTreeMap<FileId, Failure>,
     /// Orphans about which it was told that there is no plan.
     hopeless: BTreeSet<LockId>,
@@ -51,6 +51,14 @@ pub(super) struct Reclaims {
 struct Failure {
     times: u32,
     next: BootTime,
+}
+
+/// What follows from the end of a reclaim.
+#[derive(Default)]
+pub(super) struct After {
+    pub(super) news: Vec<News>,
+    /// Each lock that was released, with those who had it and may write to its file.
+    pub(super) released: Vec<(Told, Vec<Evicted>)>,
 }
 
 /// What follows from a reading.
@@ -214,10 +222,11 @@ impl Reclaims {
     pub(super) fn planned(&mut self, planned: Planned, scene: Scene<'_>) -> Vec<News> {
         let by = planned.by;
         let news = |planned: PlannedLock| {
-            let PlannedLock { lock, path, method, forced, through, warnings, .. } = planned;
+            let PlannedLock { lock, path, method, forced, through, holders, warnings } = planned;
             let about = about(&lock, path, scene);
             if self.planned.len() < MOST {
-                self.planned.insert(lock.id.key(), about.clone());
+                let may_write = holders.into_iter().filter(|holder| holder.writes != Some(false));
+                self.planned.insert(lock.id.key(), (about.clone(), may_write.collect()));
             }
             let through = party(&through, scene);
             News::of(about, Kind::ReclaimPlanned { by, method, forced, through, warnings })
@@ -232,7 +241,7 @@ impl Reclaims {
         now: BootTime,
         schedule: &mut Schedule,
         scene: Scene<'_>,
-    ) -> Vec<News> {
+    ) -> After {
         let Reclaimed { by, file, locks, done, error } = reclaimed;
         let success = error.is_none() && done.is_success();
         if by == Asker::Policy
@@ -243,22 +252,28 @@ impl Reclaims {
         }
         // What it shows decides what comes next.
         schedule.at_once(now);
-        let mut news = Vec::new();
+        let mut after = After::default();
         if let Some(why) = error {
             for id in locks {
                 let seen = || scene.view.find(id).map(|lock| scene.told(lock));
-                let Some(about) = self.planned.remove(&id.key()).or_else(seen) else { continue };
+                let planned = self.planned.remove(&id.key()).map(|(about, _)| about);
+                let Some(about) = planned.or_else(seen) else { continue };
                 let ending = Ending::Failed { result: "failed".into(), why: why.clone() };
-                news.push(News::of(about, told(by, None, ending, None, Vec::new())));
+                after.news.push(News::of(about, told(by, None, ending, None, Vec::new())));
             }
         }
         let Done { outcomes, hooks } = done;
         for Ended { lock, path, method, ending, took } in outcomes {
             let planned = self.planned.remove(&lock.id.key());
-            let about = planned.unwrap_or_else(|| about(&lock, path, scene));
-            news.push(News::of(about, told(by, method, ending, took, hooks.clone())));
+            let (about, evicted) =
+                planned.unwrap_or_else(|| (about(&lock, path, scene), Vec::new()));
+            if matches!(ending, Ending::Released { .. }) && !evicted.is_empty() {
+                after.released.push((about.clone(), evicted));
+            }
+            let kind = told(by, method, ending, took, hooks.clone());
+            after.news.push(News::of(about, kind));
         }
-        news
+        after
     }
 
     fn remember(&mut self, file: FileId, success: bool, now: BootTime) {
@@ -284,7 +299,9 @@ fn told(
     hooks: Vec<HookEnd>,
 ) -> Kind {
     match (ending, method) {
-        (Ending::Race { race, why }, method) => Kind::ReclaimRace { by, method, race, why, hooks },
+        (Ending::Race { race, why }, method) => {
+            Kind::ReclaimRace { by, method, race, why, writer: None, hooks }
+        }
         (Ending::Failed { result, why }, method) => {
             Kind::ReclaimFailed { by, method, result, why, hooks }
         }

@@ -145,11 +145,14 @@ impl Serialize for Line<'_> {
                 map.serialize_entry("why", why)?;
                 map.serialize_entry("hooks", &Hook::all(hooks))?;
             }
-            Kind::ReclaimRace { by, method, race, why, hooks } => {
+            Kind::ReclaimRace { by, method, race, why, writer, hooks } => {
                 map.serialize_entry("by", by.name())?;
                 map.serialize_entry("method", &method.map(Method::name))?;
                 map.serialize_entry("race", race)?;
                 map.serialize_entry("why", why)?;
+                if let Some(writer) = writer {
+                    map.serialize_entry("writer", &process(writer))?;
+                }
                 map.serialize_entry("hooks", &Hook::all(hooks))?;
             }
             Kind::Lost { records } => map.serialize_entry("records", records)?,

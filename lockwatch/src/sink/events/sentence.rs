@@ -122,7 +122,10 @@ impl fmt::Display for Sentence<'_> {
             Kind::ReclaimFailed { by: _, method: _, result, why, hooks: _ } => {
                 write!(f, "{result}: {}", Escaped(why.as_bytes()))
             }
-            Kind::ReclaimRace { by: _, method: _, race: _, why, hooks: _ } => {
+            Kind::ReclaimRace { writer: Some(writer), .. } => {
+                write!(f, "{}, which had lost it, wrote to the file", Name(writer))
+            }
+            Kind::ReclaimRace { by: _, method: _, race: _, why, writer: None, hooks: _ } => {
                 write!(f, "nothing was done: {}", Escaped(why.as_bytes()))
             }
             Kind::Lost { records } => {

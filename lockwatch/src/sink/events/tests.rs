@@ -178,7 +178,7 @@ const KINDS: [(&str, &str); 19] = [
     ),
     (
         "reclaim_race",
-        "Between the plan and its execution the lock, its owner or its file changed: nothing was done. `race` names what changed, `why` says it.",
+        "Between the plan and its execution the lock, its owner or its file changed: nothing was done. `race` names what changed, `why` says it. Or, with `race` `written`: `writer`, which had lost the lock by a reclaim, wrote to the file within the minute after it without having taken a lock on it anew. That is told where fanotify can watch the file without opening it (docs/reclaim.md).",
     ),
     (
         "lost",

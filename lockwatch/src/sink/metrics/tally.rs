@@ -124,6 +124,8 @@ impl Tally {
                 let result = if refused { ReclaimResult::Refused } else { ReclaimResult::Failed };
                 self.reclaim(method, result);
             }
+            // The reclaim itself was counted when it ended.
+            Kind::ReclaimRace { writer: Some(_), .. } => self.race(Race::ReclaimRace),
             Kind::ReclaimRace { method, .. } => {
                 self.race(Race::ReclaimRace);
                 let method = method.map_or("none", |method| method.name());

@@ -2,8 +2,8 @@
 
 use super::stage::{End, Stage, World, file, ms};
 use super::stories::{self, ended, hook};
-use crate::engine::identity::Access;
-use crate::engine::input::{Input, Permission, Policy, Settings, Watched};
+use crate::engine::identity::{Access, BootTime};
+use crate::engine::input::{Input, Permission, Policy, Settings, Watched, Wrote};
 use crate::engine::reclaim::progress::{Asker, Done, Ending, Reclaimed};
 
 const SECOND: u64 = 1_000;
@@ -238,4 +238,56 @@ fn a_failed_canary_is_a_failure_although_the_lock_is_gone() {
     stage.input(Input::Reclaimed(ended(&lock, ending, vec![hook("canary", 3)])));
     assert!(last_why(&stage).contains("canary exited with 3"), "{}", last_why(&stage));
     assert!(stage.events.iter().all(|event| event.kind.name() != "reclaim_done"));
+}
+
+/// An orphan that was released, with its holder, which has the file open for writing.
+fn evicted() -> (Stage, Wrote) {
+    let stage = stories::reclaim();
+    let process = stage.world.who(8130).id;
+    assert_eq!(stage.guarded.len(), 1);
+    assert_eq!(stage.guarded[0].1[0].process, process);
+    let at = stage.now;
+    (stage, Wrote { file: file(131), process, at })
+}
+
+fn races(stage: &Stage) -> usize {
+    stage.events.iter().filter(|event| event.kind.name() == "reclaim_race").count()
+}
+
+#[test]
+fn who_lost_the_lock_and_writes_is_told_once() {
+    let (mut stage, wrote) = evicted();
+    stage.input(Input::Wrote(wrote));
+    stage.input(Input::Wrote(wrote));
+    stage.until(15_000);
+    assert_eq!(races(&stage), 1);
+    let told = format!("{:?}", stage.last("reclaim_race").kind);
+    assert!(told.contains("written") && told.contains("8130"), "{told}");
+}
+
+#[test]
+fn who_took_the_lock_anew_may_write() {
+    let (mut stage, wrote) = evicted();
+    let acquired = stage.acquired(8130, 131, 1);
+    // The record of the taking comes later than that of the writing, and tells of something earlier.
+    let wrote = Wrote { at: BootTime(stage.now.0 + 10), ..wrote };
+    stage.now = BootTime(stage.now.0 + 20);
+    stage.input(Input::Wrote(wrote));
+    stage.input(Input::Acquired(acquired));
+    stage.until(15_000);
+    assert_eq!(races(&stage), 0);
+}
+
+#[test]
+fn nobody_is_blamed_once_records_were_lost_or_the_time_is_over() {
+    let (mut stage, wrote) = evicted();
+    stage.input(Input::Lost(1));
+    stage.input(Input::Wrote(wrote));
+    stage.until(15_000);
+    assert_eq!(races(&stage), 0);
+    let (mut stage, wrote) = evicted();
+    stage.until(14_000 + 60_000);
+    stage.input(Input::Wrote(Wrote { at: stage.now, ..wrote }));
+    stage.until(80_000);
+    assert_eq!(races(&stage), 0);
 }

@@ -12,7 +12,7 @@ use crate::engine::input::{
     Settings, Started, Watched,
 };
 use crate::engine::machine::Engine;
-use crate::engine::reclaim::progress::Order;
+use crate::engine::reclaim::progress::{Evicted, Order};
 use crate::engine::snapshot::{
     Death, File, FileIx, Lock, Process, Reference, Remembered, Snapshot, Taken, Via, Waiter,
 };
@@ -230,6 +230,8 @@ pub(crate) struct Stage {
     pub(crate) attended: Vec<FileId>,
     /// What was to be reclaimed.
     pub(crate) orders: Vec<Order>,
+    /// Whose writes were to be told.
+    pub(crate) guarded: Vec<(FileId, Vec<Evicted>)>,
     /// How often all reclaims were to stop, or the switch went off by itself.
     pub(crate) stops: u32,
     /// When readings were asked for.
@@ -254,6 +256,7 @@ impl Stage {
             attended: Vec::new(),
             orders: Vec::new(),
             stops: 0,
+            guarded: Vec::new(),
             asked: Vec::new(),
             inputs: Vec::new(),
             told: 0,
@@ -278,6 +281,7 @@ impl Stage {
                 Output::Attend(files) => self.attended = files,
                 Output::Read => read = true,
                 Output::Reclaim(order) => self.orders.push(order),
+                Output::WatchWrites(file, evicted) => self.guarded.push((file, evicted)),
                 Output::StopReclaims | Output::SwitchedOff => self.stops += 1,
             }
         }
