@@ -160,6 +160,8 @@ fn nothing_is_released_that_the_configuration_does_not_allow(scene: &mut Scene) 
         daemon.told_none_of(&["reclaim_planned", "reclaim_failed", "recovered"])?;
         ensure!(!is_free(scene)?, "it was released: {more}");
         daemon.stop()?;
+        // The next daemon shall know nothing of it.
+        scene.lockwatch(&["daemon", "--detach", "--config", &house.config()])?.run()?.exits(0)?;
     }
     Ok(())
 }
