@@ -3,6 +3,7 @@
 //! A goal that is missed is a result, not a failure. Fails only where it could not measure.
 
 mod contender;
+mod daemon;
 mod folder;
 mod goals;
 pub(crate) mod holder;
@@ -41,6 +42,8 @@ pub(crate) enum Subject {
     /// What the history adds to taking and giving up locks, beside empty programs, a bare table,
     /// bpftrace and strace
     Overhead(overhead::OverheadArgs),
+    /// How soon the daemon tells of an orphan, and its memory and processor time
+    Daemon(daemon::DaemonArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -65,6 +68,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let args = match subject {
         Subject::Scan(args) => args,
         Subject::Overhead(args) => return overhead::run(args),
+        Subject::Daemon(args) => return daemon::run(args),
     };
     let binary = match &args.binary {
         Some(binary) => {
