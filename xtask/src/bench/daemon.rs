@@ -95,7 +95,7 @@ fn report(
 ) -> Result<ExitCode> {
     let mut text = String::from("the daemon\n\n");
     for (name, seen) in [("idle", quiet), ("under load", loaded)] {
-        let figure = |part| at(seen, part).map_or("-".to_owned(), |value| table::time(value));
+        let figure = |part| at(seen, part).map_or("-".to_owned(), table::time);
         text.push_str(&format!(
             "{name}: {} of {deaths} orphans told, from death to event: median {}, 99th of 100 {}, \
              longest {}\n",
