@@ -112,7 +112,7 @@ fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene
     prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [0.0])?;
 
     // A daemon that stands still: it cannot be scraped, and its heart stopped when it did.
-    daemons[1].signal(Signal::STOP)?;
+    daemons[1].freeze()?;
     let up = format!("up{{instance=\"{}\"}}", targets[1]);
     prometheus.wait_for(&up, |values| values == [0.0])?;
     let age = |instance: &str| {
