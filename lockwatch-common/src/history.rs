@@ -81,6 +81,11 @@ pub const RESTORED: u32 = 2;
 /// CPU that keeps it.
 pub const KEPT_ON: u32 = 16;
 
+/// [`Owner::told`]: whether it came with a death is not known yet.
+pub const TO_BE_TOLD: u32 = 1;
+/// [`Owner::told`]: it did, and there is a record of [`KIND_CLEARED`].
+pub const TOLD: u32 = 2;
+
 /// What is shared by all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,8 +222,7 @@ pub struct Owner {
     pub start: u64,
     /// The process that counts as its, also in [`HELD_MAP`].
     pub tgid: i32,
-    /// 1 where it gave up everything last without having asked for it, and a record of
-    /// [`KIND_CLEARED`] tells of that.
+    /// [`TO_BE_TOLD`] or [`TOLD`] where it gave up everything last without having asked for it, else 0.
     pub told: u32,
 }
 

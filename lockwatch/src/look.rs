@@ -172,7 +172,7 @@ pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
         return (first, None);
     }
     let mut snapshot = first.snapshot;
-    let hunt = bpf::explain(&mut snapshot, &unexplained);
+    let hunt = bpf::explain(&mut snapshot, &unexplained, None);
     log::debug!("searched for {} descriptions", unexplained.len());
     (view(snapshot), hunt)
 }

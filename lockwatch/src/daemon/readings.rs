@@ -29,6 +29,7 @@ impl Readings {
                 if give.send(reader.read(&paths)).is_err() {
                     break;
                 }
+                reader.prepare();
             }
         })?;
         Ok(Self { ask, taken, under_way: false, again: false })

@@ -188,7 +188,13 @@ fn largest(values: impl Iterator<Item = f64>) -> Option<f64> {
     values.reduce(f64::max)
 }
 
-fn at_most(what: &str, value: Option<f64>, limit: f64, show: impl Fn(f64) -> String) -> Goal {
+/// A goal that is reached where the value is not above `limit`.
+pub(super) fn at_most(
+    what: &str,
+    value: Option<f64>,
+    limit: f64,
+    show: impl Fn(f64) -> String,
+) -> Goal {
     let verdict = match value {
         None => Verdict::NotMeasured,
         Some(value) if value <= limit => Verdict::Reached,

@@ -94,6 +94,16 @@ fn rate(line: &str) -> Option<f64> {
     (nanoseconds > 0.0).then_some(pairs * 1e9 / nanoseconds)
 }
 
+/// One that takes a lock, leaks the descriptor to a child, and is killed.
+pub(super) fn leak(folder: &Path, number: usize) -> Result<Child> {
+    spawn(Work::Leak, number, folder)
+}
+
+/// One that takes and gives up a lock without a pause, until it is killed.
+pub(super) fn busy(folder: &Path) -> Result<Child> {
+    spawn(Work::Pairs, usize::MAX >> 12, folder)
+}
+
 /// The locks of each process, as even as they can be.
 fn shares(locks: usize, processes: usize) -> impl Iterator<Item = usize> {
     (0..processes).map(move |number| locks / processes + usize::from(number < locks % processes))

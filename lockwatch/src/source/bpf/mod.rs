@@ -38,7 +38,7 @@ pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
 pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::{again, explain};
+pub use unseen::{again, explain, prepare};
 use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev};

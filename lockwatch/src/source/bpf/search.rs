@@ -36,6 +36,9 @@ const WALKER: Program = Program { name: "search_containers", iterator: "bpf_map"
 /// itself lets sockets nest four deep.
 const ROUNDS: u32 = 16;
 
+/// Descriptions that a loaded object has room for; for more one is loaded that has.
+const ROOM: usize = 1 << 12;
+
 /// One program of the object.
 #[derive(Clone, Copy)]
 struct Program {
@@ -106,6 +109,25 @@ impl Hunt {
         })
     }
 
+    /// Looks for each of `wanted` from now on; false where there is no room for so many.
+    ///
+    /// # Errors
+    /// Where the table cannot be written.
+    pub(super) fn look_for(&mut self, wanted: BTreeMap<Owner, FileIx>) -> Result<bool, BpfError> {
+        if wanted.len() > self.searcher.room {
+            return Ok(false);
+        }
+        let table = &mut self.searcher.wanted;
+        for owner in self.wanted.keys().filter(|owner| !wanted.contains_key(*owner)) {
+            table.remove(&owner.0).map_err(failed(WANTED_MAP))?;
+        }
+        for owner in wanted.keys().filter(|owner| !self.wanted.contains_key(*owner)) {
+            table.insert(owner.0, 1, 0).map_err(failed(WANTED_MAP))?;
+        }
+        self.wanted = wanted;
+        Ok(true)
+    }
+
     /// What it looks for, and on which file.
     pub(super) fn wanted(&self) -> &BTreeMap<Owner, FileIx> {
         &self.wanted
@@ -168,8 +190,9 @@ struct Searcher {
     records: RingBuf<MapData>,
     containers: Array<MapData, [u64; 2]>,
     walk: Array<MapData, [u64; Walk::WORDS]>,
-    /// Kept because the programs look into it.
-    _wanted: BpfHashMap<MapData, u64, u32>,
+    wanted: BpfHashMap<MapData, u64, u32>,
+    /// How many there can be in it.
+    room: usize,
 }
 
 impl Searcher {
@@ -179,7 +202,8 @@ impl Searcher {
         search_offsets: &'a [u32; SearchOffsets::WORDS],
         wanted: &BTreeMap<Owner, FileIx>,
     ) -> Result<Self, BpfError> {
-        let many = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
+        let room = wanted.len().max(ROOM);
+        let many = u32::try_from(room).unwrap_or(u32::MAX);
         let mut object = loader
             .btf(None)
             .override_global(offsets::GLOBAL, offsets, true)
@@ -200,7 +224,8 @@ impl Searcher {
             records: records.map_err(failed(RECORDS_MAP))?,
             containers: containers.map_err(failed(CONTAINERS_MAP))?,
             walk: walk.map_err(failed(WALK_MAP))?,
-            _wanted: looked_for,
+            wanted: looked_for,
+            room,
         })
     }
 
