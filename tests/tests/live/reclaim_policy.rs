@@ -52,6 +52,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(who_lost_the_lock_and_writes_is_a_race).needs(WRITES),
     once!(who_took_the_lock_anew_may_write).needs(WRITES),
     once!(with_the_daemon_its_reclaims_end_and_the_next_one_takes_over).needs(HOOKS),
+    once!(whenever_the_daemon_is_killed_the_next_one_finds_things_in_order).needs(HOOKS),
     once!(who_writes_into_the_tree_meanwhile_waits_and_is_told_that_it_is_done).needs(SWITCH),
 ];
 
@@ -352,5 +353,45 @@ fn who_took_the_lock_anew_may_write(scene: &mut Scene) -> Result<()> {
     std::thread::sleep(patience::stretched(Duration::from_millis(500)));
     daemon.told_none_of(&["reclaim_race"])?;
     daemon.stop()?;
+    Ok(())
+}
+
+fn whenever_the_daemon_is_killed_the_next_one_finds_things_in_order(
+    scene: &mut Scene,
+) -> Result<()> {
+    let house = house(scene, "", "")?;
+    let drain = hook(&house, "drain", "sleep 0.05")?;
+    configure(scene, &house, "per_minute = 100", &drain)?;
+    for round in 0..patience::rounds(6) {
+        let daemon = house.start(scene, &[])?;
+        let heir = format!("heir{round}");
+        scene.play(&LEAKED.replace("owner", &format!("owner{round}")).replace("heir", &heir))?;
+        scene.play(&format!(
+            "{heir}: open own own
+             {heir}: flock own ex"
+        ))?;
+        // Before it is found, while it is planned, drained, released, and when all is over.
+        std::thread::sleep(Duration::from_millis(40 + u64::from(round) * 90));
+        daemon.kill()?;
+        let records = patience::until("every begun reclaim has ended", || {
+            let records = match house.path("audit.jsonl").exists() {
+                true => records(&house)?,
+                false => Vec::new(),
+            };
+            let count = |name| records.iter().filter(|record| record["record"] == name).count();
+            Ok((count("begun") == count("ended")).then_some(records))
+        })?;
+        // What is gone is on record; what is not is still an orphan.
+        let released =
+            records.iter().filter(|record| record["outcomes"][0]["result"] == "released").count();
+        let expected = round as usize + usize::from(is_free(scene)?);
+        same!(format!("released by round {round}"), released, expected);
+        let daemon = house.start(scene, &[])?;
+        ensure!(is_free(scene)?, "round {round}: it is ready, and the lock is still there");
+        daemon.stop()?;
+        let report = scene.scan_by_bpf()?;
+        report.only_lock_on(&scene.file("own")?)?.held_by(&[scene.pid(&heir)?])?;
+        scene.play(&format!("kill {heir}"))?;
+    }
     Ok(())
 }
