@@ -36,6 +36,7 @@ mod sources;
 mod stories;
 mod targets;
 mod tree;
+mod tree_mount;
 mod tree_shell;
 mod unseen;
 mod verbs;
@@ -75,6 +76,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("tree", tree::TESTS),
+    ("tree_mount", tree_mount::TESTS),
     ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),

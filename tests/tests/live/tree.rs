@@ -7,8 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lockwatch_tests::harness::daemon::{Daemon, House};
@@ -20,9 +20,6 @@ use crate::stories::{LEAKED, SHELL_IDIOM};
 
 /// What every test of the tree needs.
 pub(crate) const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fuse"];
-const WITH_HOOKS: &[&str] =
-    &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "pidfd_getfd", "kcmp", "program:sh"];
-const AND_NOBODY: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "nobody"];
 
 pub(crate) const TESTS: &[Test] = &[
     once!(the_tree_has_the_files_of_the_contract_with_their_modes).needs(NEEDS),
@@ -42,14 +39,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(poll_wakes_when_a_value_changes).needs(NEEDS),
     once!(every_reader_of_events_gets_all_since_it_opened).needs(NEEDS),
     once!(a_reader_that_does_not_want_to_wait_need_not).needs(NEEDS),
-    once!(others_see_what_they_could_see_anyway_and_write_nothing).needs(AND_NOBODY),
-    once!(the_tree_is_mounted_over_what_a_killed_daemon_left).needs(NEEDS),
-    once!(the_tree_goes_with_the_daemon_and_takes_its_folder_along).needs(NEEDS),
-    once!(a_mount_point_in_use_is_refused_in_one_line).needs(NEEDS),
-    once!(without_a_device_the_watch_goes_on_where_it_may).needs(NEEDS),
-    once!(an_unmounted_tree_does_not_end_the_watch).needs(NEEDS),
-    once!(a_zero_drains_releases_verifies_and_resumes).needs(WITH_HOOKS),
-    once!(a_drain_that_fails_cancels_the_release).needs(WITH_HOOKS),
 ];
 
 /// `owner` holds an exclusive flock on the watched file.
@@ -126,7 +115,7 @@ impl Garden {
     }
 
     /// Writes, as `echo -n … > name` does, and gives the errno.
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> Result<Option<i32>> {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> Result<Option<i32>> {
         let path = self.path(name);
         let file = OpenOptions::new().write(true).truncate(true).open(&path);
         let mut file = file.with_context(|| format!("opening {name}"))?;
@@ -134,7 +123,7 @@ impl Garden {
     }
 
     /// How many orphans there are on the machine. Others may have some, too.
-    fn hot(&self) -> Result<u64> {
+    pub(crate) fn hot(&self) -> Result<u64> {
         let status = patience::until("the first view is shown", || {
             Ok(Some(self.value("status")?).filter(|status| status != "UNKNOWN\n"))
         })?;
@@ -626,239 +615,6 @@ fn a_reader_that_does_not_want_to_wait_need_not(scene: &mut Scene) -> Result<()>
     let flags = ready(&events, patience::stretched(patience::USUAL))?;
     ensure!(flags.contains(PollFlags::IN), "woke with {flags:?}");
     ensure!(events.read(&mut chunk)? > 0, "ready, and nothing there");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// Makes "nobody" of the calling thread alone.
-fn become_nobody() -> Result<()> {
-    use lockwatch_tests::harness::invocation::NOBODY;
-    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
-    set_thread_groups(&[]).context("groups")?;
-    set_thread_res_gid(gid, gid, gid).context("group")?;
-    set_thread_res_uid(uid, uid, uid).context("user")
-}
-
-fn others_see_what_they_could_see_anyway_and_write_nothing(scene: &mut Scene) -> Result<()> {
-    let public = Path::new("/srv/public");
-    let house = House::build(scene)?;
-    fs::create_dir(public)?;
-    fs::set_permissions(public, fs::Permissions::from_mode(0o755))?;
-    let file = public.join("open.conf");
-    fs::write(&file, "x")?;
-    house.configure(&format!(
-        "{QUICK}\n[[watch]]\nname = \"open\"\npath = \"{}\"",
-        file.display()
-    ))?;
-    let garden = Garden { daemon: house.start(scene, &[])?, house };
-    fs::set_permissions(scene.new_folder("secret")?, fs::Permissions::from_mode(0o700))?;
-    scene.play(
-        "start owner
-         owner: open a secret/hidden
-         owner: flock a ex
-         owner: fork heir
-         heir: exec
-         owner: exit 0",
-    )?;
-    let hidden = garden.orphan(scene, "secret/hidden")?;
-    let tree = garden.path("");
-    let as_nobody = |what: &'static str, deed: &(dyn Fn(&Path) -> std::io::Result<()> + Sync)| {
-        // What a thread becomes ends with the thread.
-        std::thread::scope(|scope| {
-            let deed = scope.spawn(|| -> Result<Option<i32>> {
-                become_nobody()?;
-                Ok(deed(&tree).err().map(|error| error.raw_os_error().unwrap_or(-1)))
-            });
-            deed.join().map_err(|_| anyhow::anyhow!("{what}: panicked"))?
-        })
-    };
-    let read = |name: &str| {
-        let name = name.to_owned();
-        move |tree: &Path| fs::read(tree.join(&name)).map(drop)
-    };
-    same!("status", as_nobody("status", &read("status"))?, None);
-    same!("open", as_nobody("open", &read("locks/open/state"))?, None);
-    same!("events", as_nobody("events", &read("events"))?, Some(libc::EACCES));
-    same!("hidden", as_nobody("hidden", &read(&format!("{hidden}/state")))?, Some(libc::ENOENT));
-    let name = hidden.strip_prefix("locks/").context("elsewhere")?;
-    let list = |tree: &Path| -> std::io::Result<()> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(tree.join("locks"))? {
-            names.push(entry?.file_name());
-        }
-        let fine = names.iter().any(|n| n == "open") && !names.iter().any(|n| n == name);
-        if fine { Ok(()) } else { Err(std::io::Error::other(format!("{names:?}"))) }
-    };
-    same!("names", as_nobody("names", &list)?, None);
-    let write = |name: &'static str| {
-        move |tree: &Path| OpenOptions::new().write(true).open(tree.join(name)).map(drop)
-    };
-    for name in [
-        "gc",
-        "gc_interval_ms",
-        "reclaim_enabled",
-        "locks/open/locked",
-        "locks/open/conf_locked",
-        "locks/open/force_unlock",
-    ] {
-        same!(name, as_nobody(name, &write(name))?, Some(libc::EACCES));
-    }
-    same!("root sees it", garden.value(&format!("{hidden}/state"))?, "orphaned\n");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Result<()> {
-    let mut garden = Garden::begin(scene, QUICK)?;
-    for _ in 0..2 {
-        garden.daemon.kill()?;
-        let error = fs::read(garden.house.path("tree").join("status")).unwrap_err();
-        let dead = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
-        ensure!(dead.contains(&error.raw_os_error()), "a dead tree: {error}");
-        let daemon = garden.house.start(scene, &[])?;
-        garden = Garden { house: garden.house, daemon };
-        garden.hot()?;
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    same!("mounts", mounts.lines().filter(|line| line.contains("fuse.lockwatch")).count(), 1);
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn the_tree_goes_with_the_daemon_and_takes_its_folder_along(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::watching(scene, "")?;
-    let mut events = File::open(garden.path("events"))?;
-    let state = File::open(garden.path("locks/guarded/state"))?;
-    let reader = std::thread::spawn(move || events.read(&mut [0; 100]).map(drop));
-    std::thread::sleep(Duration::from_millis(100));
-    let (path, started) = (garden.path(""), Instant::now());
-    garden.daemon.stop()?;
-    let Ok(Err(error)) = reader.join() else { bail!("the reader got something") };
-    ensure!(started.elapsed() < patience::stretched(Duration::from_secs(3)), "it took too long");
-    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV, libc::EIO].map(Some);
-    ensure!(dead.contains(&error.raw_os_error()), "the reader got {error}");
-    ensure!(state.read_at(&mut [0; 9], 0).is_err(), "a file of a tree that is gone can be read");
-    ensure!(!path.try_exists()?, "the mount point was made, and is still there");
-    Ok(())
-}
-
-fn a_mount_point_in_use_is_refused_in_one_line(scene: &mut Scene) -> Result<()> {
-    let house = House::build(scene)?;
-    let required = format!("{QUICK}\ntree = \"required\"");
-    house.configure(&required)?;
-    let tree = house.path("tree");
-    let refused = |scene: &Scene, words: &str| -> Result<()> {
-        let run = scene.lockwatch(&["daemon", "--config", &house.config()])?.run()?;
-        let line = run.fails_in_one_line()?;
-        ensure!(line.contains("daemon: mount: /srv/tree: ") && line.contains(words), "{line:?}");
-        Ok(())
-    };
-    fs::write(&tree, "x")?;
-    refused(scene, "not a folder")?;
-    fs::remove_file(&tree)?;
-    fs::create_dir(&tree)?;
-    fs::write(tree.join("something"), "x")?;
-    refused(scene, "not empty")?;
-    fs::remove_file(tree.join("something"))?;
-    lockwatch_tests::harness::capability::tmpfs(&tree)?;
-    refused(scene, "something is mounted there already")?;
-    rustix::mount::unmount(&tree, rustix::mount::UnmountFlags::empty())?;
-    // An empty folder is as good as none, and stays.
-    house.start(scene, &[])?.stop()?;
-    ensure!(tree.is_dir(), "a folder that was there was taken away");
-    Ok(())
-}
-
-fn without_a_device_the_watch_goes_on_where_it_may(scene: &mut Scene) -> Result<()> {
-    let house = House::build(scene)?;
-    // As in a container that was not given it.
-    let flags = rustix::mount::MountFlags::NOSUID;
-    rustix::mount::mount(c"tmpfs", "/dev", c"tmpfs", flags, None).context("a tmpfs on /dev")?;
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        "/dev/null",
-        rustix::fs::FileType::CharacterDevice,
-        rustix::fs::Mode::from_raw_mode(0o666),
-        rustix::fs::makedev(1, 3),
-    )?;
-    house.configure(&format!("{QUICK}\ntree = \"required\""))?;
-    let run = scene.lockwatch(&["daemon", "--config", &house.config()])?.run()?;
-    let line = run.fails_in_one_line()?;
-    ensure!(line.contains("/dev/fuse: ") && line.contains("load the module"), "{line:?}");
-    ensure!(!house.path("tree").try_exists()?, "a mount point was left");
-    house.configure(QUICK)?;
-    let mut daemon = house.start(scene, &[])?;
-    scene.play(LEAKED)?;
-    let path = scene.path_text("lock")?;
-    daemon.expect("orphaned", |event| event["lock"]["file"]["path"] == path.as_str())?;
-    let run = daemon.stop()?;
-    let complaints = run.complaints()?;
-    let said = complaints.iter().any(|line| line.contains("going on without the tree: "));
-    ensure!(said, "it did not say so: {complaints:?}");
-    Ok(())
-}
-
-fn an_unmounted_tree_does_not_end_the_watch(scene: &mut Scene) -> Result<()> {
-    let mut garden = Garden::begin(scene, QUICK)?;
-    rustix::mount::unmount(garden.path(""), rustix::mount::UnmountFlags::DETACH)?;
-    scene.play(LEAKED)?;
-    let path = scene.path_text("lock")?;
-    garden.daemon.expect("orphaned", |event| event["lock"]["file"]["path"] == path.as_str())?;
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// The programs of hooks in the house: each says in `hooks.log` that it ran, and ends as told.
-fn hooks(house: &House, drain: i32) -> Result<String> {
-    let log = house.path("hooks.log");
-    let mut lines = String::new();
-    for (name, code) in [("drain", drain), ("canary", 0), ("resume", 0)] {
-        let program = house.path(name);
-        fs::write(&program, format!("#!/bin/sh\necho {name} >> {}\nexit {code}\n", log.display()))?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        lines.push_str(&format!("{name} = {{ run = [\"{}\"] }}\n", program.display()));
-    }
-    Ok(lines)
-}
-
-fn with_hooks(scene: &mut Scene, drain: i32) -> Result<Garden> {
-    let path = scene.path("lock.conf");
-    fs::write(&path, "x").context("the watched file")?;
-    let house = House::build(scene)?;
-    let hooks = hooks(&house, drain)?;
-    house.configure(&format!(
-        "{QUICK}\n[reclaim]\nmode = \"report\"\naudit = \"{}\"\n[[watch]]\nname = \"guarded\"\n\
-         path = \"{}\"\nreclaim = true\n{hooks}",
-        house.path("audit.jsonl").display(),
-        path.display()
-    ))?;
-    let daemon = house.start(scene, &[])?;
-    let garden = Garden { house, daemon };
-    scene.play(LEAKED_CONF)?;
-    garden.until("locks/guarded/state", "orphaned")?;
-    same!("the switch", garden.write("reclaim_enabled", "1\n")?, None);
-    Ok(garden)
-}
-
-fn a_zero_drains_releases_verifies_and_resumes(scene: &mut Scene) -> Result<()> {
-    let garden = with_hooks(scene, 0)?;
-    same!("release", garden.write("locks/guarded/conf_locked", "0\n")?, None);
-    same!("locked", garden.value("locks/guarded/locked")?, "0\n");
-    same!("hooks", fs::read_to_string(garden.house.path("hooks.log"))?, "drain\ncanary\nresume\n");
-    // The holder lives on.
-    scene.direct("heir: comm alive")?;
-    same!("again", garden.write("locks/guarded/conf_locked", "0\n")?, None);
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn a_drain_that_fails_cancels_the_release(scene: &mut Scene) -> Result<()> {
-    let garden = with_hooks(scene, 7)?;
-    let errno = garden.write("locks/guarded/conf_locked", "0\n")?;
-    same!("release", errno, Some(libc::ECANCELED));
-    same!("locked", garden.value("locks/guarded/locked")?, "1\n");
-    same!("hooks", fs::read_to_string(garden.house.path("hooks.log"))?, "drain\nresume\n");
     garden.daemon.stop()?;
     Ok(())
 }
