@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The objects: each is a program of `lockwatch-ebpf`, loaded apart from the others, so that nobody
 /// pays for what he does not use.
-pub(crate) const OBJECTS: [&str; 4] = ["history", "probe", "search", "snapshot"];
+pub(crate) const OBJECTS: [&str; 5] = ["history", "overhead", "probe", "search", "snapshot"];
 
 /// The packages that the objects are made of, as folders of the workspace.
 pub(crate) const PACKAGES: [&str; 2] = ["lockwatch-common", "lockwatch-ebpf"];

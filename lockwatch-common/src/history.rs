@@ -6,7 +6,7 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -53,6 +53,8 @@ pub const F_WRLCK: u32 = 1;
 pub const F_UNLCK: u32 = 2;
 /// `FL_ACCESS` of `include/linux/filelock.h`: a test, not an attempt.
 pub const FL_ACCESS: u32 = 8;
+/// `FL_CLOSE`: given up because a descriptor is closed, not because somebody asked for it.
+pub const FL_CLOSE: u32 = 64;
 /// `FL_OFDLCK`.
 pub const FL_OFDLCK: u32 = 1024;
 
@@ -83,6 +85,10 @@ pub struct Globals {
     pub handoff_window: u64,
     /// Number of the event that a daemon told last. Written by user space alone.
     pub last_seq: u64,
+    /// The process that reads the kernel's lists time and again: its OFD locks, which are nothing but
+    /// the places from which it begins, are not noted. 0 where there is none. Written by user space
+    /// alone.
+    pub reader: u64,
 }
 
 /// A process or thread, as it was when it did something.
@@ -301,9 +307,9 @@ pub const BUCKETS: usize = 40;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
-    /// Locks taken. Not for leases: whether they are given is not seen.
+    /// Locks taken. Of leases those that were asked for: whether they are given is not seen.
     pub acquisitions: [u64; KINDS],
-    /// Locks given up. Not for leases: their end on close is not seen.
+    /// Locks given up. Of leases those given back on purpose: their end on close is not seen.
     pub releases: [u64; KINDS],
     /// Attempts that were answered with `EAGAIN`.
     pub refusals: [u64; KINDS],
@@ -327,6 +333,8 @@ pub struct Counters {
     pub hold_sum: [u64; KINDS],
     /// Where a program puts addresses to have them as numbers. Nothing is counted here.
     pub scratch: [u64; 2],
+    /// Where a program puts together what it writes to a table: its stack is short.
+    pub draft: Entry,
 }
 
 /// The beginning of every record of the moment.
@@ -416,7 +424,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Globals = 8 * 8,
+    Globals = 8 * 9,
     Party = 8 * 3 + 4 * 6 + 16,
     Key = 8 * 3 + 4 * 2,
     Entry = 8 * 5 + 4 * 6 + 64,
@@ -429,7 +437,7 @@ wire! {
     FileKey = 8 + 4 * 2,
     Held = 8 * 2,
     Slot = 8 * 4,
-    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2),
+    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 128,
     Header = 4 * 2 + 8,
     DiedRecord = 16 + 16 + 16,
     ReusedRecord = 16 + 16,

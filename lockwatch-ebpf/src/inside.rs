@@ -70,7 +70,33 @@ pub(crate) fn socket(file: u64) -> Option<Container> {
         return None;
     }
     let sock = read_u64(socket + at!(socket_sk) as u64);
-    if is_filled(sock) { Some(Container::Socket { sock }) } else { None }
+    if is_filled(sock) && may_hold_files(sock) { Some(Container::Socket { sock }) } else { None }
+}
+
+/// Buffers of a queue that are looked at before it is worth a walk.
+const PEEKED: u32 = 4;
+/// `TCP_LISTEN`, which unix sockets use too.
+pub(crate) const LISTENING: u8 = 10;
+
+/// False where the queue is short and none of its buffers carries descriptors, as nearly all are.
+#[inline(always)]
+fn may_hold_files(sock: u64) -> bool {
+    if read_u32(sock + at!(sock_state) as u64) as u8 == LISTENING {
+        return true;
+    }
+    let queue = sock + at!(sock_queue) as u64;
+    let mut buffer = read_u64(queue + at!(skb_next) as u64);
+    for _ in 0..PEEKED {
+        if buffer == queue {
+            return false;
+        }
+        // One that was taken off the queue meanwhile: the walk will see.
+        if buffer == 0 || read_u64(buffer + at!(skb_files) as u64) != 0 {
+            return true;
+        }
+        buffer = read_u64(buffer + at!(skb_next) as u64);
+    }
+    true
 }
 
 /// True where it is a unix socket with something in its queue.

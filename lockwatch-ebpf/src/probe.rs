@@ -14,9 +14,14 @@ use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmC
 #[map]
 static PROBE: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Constants are a map that is frozen: 5.10 lets anybody have maps, but freeze none.
+#[unsafe(no_mangle)]
+static FROZEN: i32 = 0;
+
 #[btf_tracepoint(function = "flock_lock_inode")]
 fn probe_tp_btf(_: BtfTracePointContext) -> i32 {
-    0
+    // SAFETY: a reference is valid for reads. Volatile, so that the constant stays one of the map.
+    unsafe { core::ptr::read_volatile(&raw const FROZEN) }
 }
 
 #[fentry(function = "locks_remove_posix")]

@@ -9,5 +9,6 @@ mod all_locks;
 mod kernel;
 mod lists;
 mod object;
+mod task;
 mod task_file;
 mod window;

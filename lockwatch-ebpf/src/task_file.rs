@@ -4,15 +4,16 @@
 //! is linear in descriptors plus locks.
 
 use aya_ebpf::bindings::path;
-use aya_ebpf::helpers::generated::{bpf_d_path, bpf_get_current_task};
+use aya_ebpf::helpers::generated::bpf_d_path;
 use lockwatch_common::snapshot::{
     InodeRecord, KIND_INODE, KIND_REFERENCE, KIND_TARGET, KIND_TASK, MODE_ALL_LOCKS, PATH_MAX,
-    PF_FORKNOEXEC, ReferenceRecord, STEPS_PER_RUN, TargetRecord, TaskRecord, Window,
+    ReferenceRecord, STEPS_PER_RUN, TargetRecord, TaskRecord, Window,
 };
 
 use crate::all_locks;
-use crate::kernel::{load, member, offset, read_into, read_u32, read_u64};
+use crate::kernel::{load, member, offset, read_u64};
 use crate::lists::{Step, abandon, begin, step};
+use crate::task;
 use crate::window::{advance, append, header, is_walked, room, set_walked, state, window};
 
 /// `struct bpf_iter__task_file`: the same from 5.8 on.
@@ -101,7 +102,8 @@ unsafe fn visit(window: *mut Window, task: *const u8, fd: u32, file: *const u8) 
         let tid: i32 = member(task, offset!(task_pid));
         let start: u64 = member(task, offset!(task_start));
         if place.tid != tid || place.tid_start != start {
-            if !task_record(window, task, tgid, tid) {
+            let header = header::<TaskRecord>(KIND_TASK);
+            if !append(window, TaskRecord { header, ..task::describe(task) }) {
                 return AGAIN;
             }
             place.tid = tid;
@@ -199,55 +201,4 @@ unsafe fn file_record(window: *mut Window, file: *const u8, inode: *const u8) ->
         advance(window, len);
     }
     true
-}
-
-#[inline(always)]
-unsafe fn task_record(window: *mut Window, task: *const u8, tgid: i32, tid: i32) -> bool {
-    // SAFETY: the caller gives a task of the context.
-    unsafe {
-        let leader: *const u8 = member(task, offset!(task_leader));
-        let parent: *const u8 = member(task, offset!(task_parent));
-        // A plain number, because the verifier allows no sums with a typed pointer.
-        let pid = read_u64(leader as u64 + offset!(task_thread_pid) as u64);
-        let level = read_u32(pid + offset!(pid_level) as u64);
-        let own = upid(pid, level);
-        let reader = upid(pid, reader_level());
-        let own_flags: u32 = member(task, offset!(task_flags));
-        let leader_flags: u32 = member(leader, offset!(task_flags));
-        let mut comm = [0u64; 2];
-        read_into((&raw mut comm).cast(), 16, task as u64 + offset!(task_comm) as u64);
-        append(
-            window,
-            TaskRecord {
-                header: header::<TaskRecord>(KIND_TASK),
-                start: member(leader, offset!(task_start)),
-                tgid,
-                tid,
-                parent: member(parent, offset!(task_tgid)),
-                flags: (own_flags & !PF_FORKNOEXEC) | (leader_flags & PF_FORKNOEXEC),
-                ns_pid: read_u32(own + offset!(upid_nr) as u64) as i32,
-                reader_pid: read_u32(reader + offset!(upid_nr) as u64) as i32,
-                pid_ns: read_u32(
-                    read_u64(own + offset!(upid_ns) as u64) + offset!(pid_ns_inum) as u64,
-                ),
-                ns_level: level,
-                comm: core::mem::transmute::<[u64; 2], [u8; 16]>(comm),
-            },
-        )
-    }
-}
-
-/// Address of the number that a pid has at a level of nested namespaces.
-#[inline(always)]
-fn upid(pid: u64, level: u32) -> u64 {
-    pid + offset!(pid_numbers) as u64 + level as u64 * offset!(upid_size) as u64
-}
-
-/// Depth of the pid namespace of whoever reads the iterator.
-#[inline(always)]
-fn reader_level() -> u32 {
-    // SAFETY: no arguments, always allowed.
-    let current = unsafe { bpf_get_current_task() };
-    let pid = read_u64(current + offset!(task_thread_pid) as u64);
-    read_u32(pid + offset!(pid_level) as u64)
 }

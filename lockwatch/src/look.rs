@@ -10,19 +10,18 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use rustix::time::{ClockId, clock_gettime};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::engine::classify::{Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::id::{self, LockId};
 use crate::engine::identity::{Dev, ProcessId};
 use crate::engine::snapshot::{Hides, Limit, Snapshot, Via};
-use crate::engine::view::{LockView, View};
+use crate::engine::view::View;
 use crate::sink::clock::Clock;
 use crate::source::history::{self, Contents, History, Names};
 use crate::source::{bpf, procfs};
-use crate::{failure, id_key};
+use crate::{failure, id_key, machine};
 
 /// Where the facts are to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,14 +58,21 @@ pub const STATE_DIR: &str = "LOCKWATCH_STATE_DIR";
 /// # Errors
 /// Where the chosen source cannot be read at all.
 pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
-    let first = once(choice, files, &BTreeSet::new())?;
+    let mut hunt = None;
+    let first = once(choice, files, &BTreeSet::new(), &mut hunt)?;
     let dying = dying(&first.view);
     let suspects = fleeting(&first.view);
     if suspects.is_empty() && dying.is_empty() {
         return Ok(first);
     }
     sleep(GRACE);
-    let mut second = once(choice, files, &dying)?;
+    if dying.is_empty()
+        && let Some(hunt) = &mut hunt
+        && only_kept(&first.view, &suspects)
+    {
+        return Ok(still_there(first, hunt, &suspects)?);
+    }
+    let mut second = once(choice, files, &dying, &mut hunt)?;
     let new = fleeting(&second.view);
     for lock in &mut second.view.locks {
         let was_dying = lock.verdict.reason == Some(Reason::Exiting);
@@ -79,30 +85,61 @@ pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     Ok(second)
 }
 
+/// True where each of `suspects` is known to be in a place of its own: then it need only be seen
+/// whether that is still so.
+fn only_kept(view: &View, suspects: &BTreeSet<LockId>) -> bool {
+    let mut locks = view.locks.iter().filter(|lock| suspects.contains(&lock.id));
+    locks.all(|lock| {
+        let mut places = view.places(lock);
+        places.len() > 0 && places.all(|place| place.via() != Via::Kernel)
+    })
+}
+
+/// The first look, with what is found now of the places of its suspects. As long as a description
+/// lives it is the same one, so what is there then and now was there all the time.
+fn still_there(
+    look: Look,
+    hunt: &mut bpf::Hunt,
+    suspects: &BTreeSet<LockId>,
+) -> Result<Look, bpf::BpfError> {
+    let mut snapshot = look.view.snapshot;
+    bpf::again(&mut snapshot, hunt)?;
+    let mut view = view(snapshot);
+    for place in 0..view.locks.len() {
+        let lock = &view.locks[place];
+        let gone = view.is_fleeting(lock) && view.places(lock).len() == 0;
+        if suspects.contains(&lock.id) && gone {
+            let verdict = &mut view.locks[place].verdict;
+            verdict.state = State::Unknown;
+            verdict.reason = None;
+            verdict.evidence.push(Evidence::SeenOnce);
+        }
+    }
+    Ok(Look { view, ..look })
+}
+
 /// Acquirers that are on their way out.
 fn dying(view: &View) -> BTreeSet<ProcessId> {
     view.locks.iter().filter_map(|lock| view.dying(lock)).collect()
 }
 
 fn fleeting(view: &View) -> BTreeSet<LockId> {
-    view.locks.iter().filter(|lock| is_fleeting(view, lock)).map(|lock| lock.id).collect()
+    view.locks.iter().filter(|lock| view.is_fleeting(lock)).map(|lock| lock.id).collect()
 }
 
-/// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
-/// still giving things back, or what is in flight is about to be received.
-fn is_fleeting(view: &View, lock: &LockView) -> bool {
-    lock.verdict.state == State::Orphaned
-        && (lock.verdict.reason != Some(Reason::Inherited)
-            || view.places(lock).any(|place| place.via() == Via::ScmRights))
-}
-
-fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyhow::Result<Look> {
+/// `hunt` becomes the search that was made, where one was.
+fn once(
+    choice: Choice,
+    files: &[OwnedFd],
+    stuck: &BTreeSet<ProcessId>,
+    hunt: &mut Option<bpf::Hunt>,
+) -> anyhow::Result<Look> {
     match choice {
-        Choice::Bpf => by_bpf(files, stuck).map_err(|error| {
+        Choice::Bpf => by_bpf(files, stuck, hunt).map_err(|error| {
             anyhow::anyhow!("{error}; see `lockwatch doctor`, or try `--source procfs`")
         }),
         Choice::Procfs => Ok(by_procfs(files, stuck)?),
-        Choice::Auto => match by_bpf(files, stuck) {
+        Choice::Auto => match by_bpf(files, stuck, hunt) {
             Ok(look) => Ok(look),
             Err(error) => {
                 tell_once(&error);
@@ -112,25 +149,30 @@ fn once(choice: Choice, files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> anyho
     }
 }
 
-fn by_bpf(files: &[OwnedFd], stuck: &BTreeSet<ProcessId>) -> Result<Look, bpf::BpfError> {
+fn by_bpf(
+    files: &[OwnedFd],
+    stuck: &BTreeSet<ProcessId>,
+    hunt: &mut Option<bpf::Hunt>,
+) -> Result<Look, bpf::BpfError> {
     let bpf::Reading { mut snapshot, own_files, .. } = read_bpf()?;
     snapshot.stuck = stuck.clone();
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
-    look.view = explained(look.view);
+    (look.view, *hunt) = explained(look.view);
     Ok(look)
 }
 
-/// The view with what no fd table shows, where a lock is unexplained without.
-pub(crate) fn explained(first: View) -> View {
+/// The view with what no fd table shows, where a lock is unexplained without, and the search that
+/// was made for it.
+pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
     // Whoever has nothing unexplained pays nothing for the search.
     let unexplained = first.unexplained();
     if unexplained.is_empty() {
-        return first;
+        return (first, None);
     }
     let mut snapshot = first.snapshot;
-    bpf::explain(&mut snapshot, &unexplained);
+    let hunt = bpf::explain(&mut snapshot, &unexplained);
     log::debug!("searched for {} descriptions", unexplained.len());
-    view(snapshot)
+    (view(snapshot), hunt)
 }
 
 /// The kernel's tables, with what the pinned history knows of them.
@@ -142,28 +184,33 @@ pub(crate) fn read_bpf() -> Result<bpf::Reading, bpf::BpfError> {
 
 /// Adds what the pinned history knows, where there is one.
 fn remember(reading: &mut bpf::Reading) {
-    let folder = state_dir();
-    let joined = History::read_only(&folder).and_then(|tables| {
-        let Some(tables) = tables else { return Ok(()) };
-        let contents = Contents::read(&tables)?;
-        history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
-        log::debug!("joined with the history in {}", folder.display());
-        Ok(())
-    });
-    if let Err(error) = joined {
+    let mut unread = |why: &dyn std::fmt::Display| {
         reading.snapshot.limits.push(Limit {
-            what: format!("the daemon's history could not be read: {error}"),
+            what: format!("the daemon's history could not be read: {why}"),
             hides: Hides::Nothing,
         });
+    };
+    let folder = match state_dir() {
+        Ok(folder) => folder,
+        Err(error) => return unread(&error),
+    };
+    let contents = History::read_only(&folder)
+        .and_then(|tables| tables.map(|tables| Contents::read(&tables)).transpose());
+    match contents {
+        Ok(Some(contents)) => {
+            history::join(&contents, &mut reading.snapshot, reading.ended, &mut Names::default());
+            log::debug!("joined with the history in {}", folder.display());
+        }
+        Ok(None) => {}
+        Err(error) => unread(&error),
     }
 }
 
 /// Where the daemon pins its history: as the environment says, or the default configuration.
-fn state_dir() -> PathBuf {
+fn state_dir() -> Result<PathBuf, ConfigError> {
     match std::env::var_os(STATE_DIR) {
-        Some(folder) => folder.into(),
-        // One that cannot be read is the daemon's to complain of.
-        None => Config::read(None).unwrap_or_default().state_dir,
+        Some(folder) => Ok(folder.into()),
+        None => Ok(Config::read(None)?.state_dir),
     }
 }
 
@@ -184,7 +231,8 @@ fn conclude(
     identity: impl Fn(&OwnedFd) -> Option<(Dev, u64)>,
     files: &[OwnedFd],
 ) -> Look {
-    let clock = now();
+    let now = machine::now();
+    let clock = Clock { unix: now.unix, boot: now.boot.0 };
     log::debug!(
         "{source}: {} locks, {} references",
         snapshot.locks.len(),
@@ -208,14 +256,6 @@ pub(crate) fn view(mut snapshot: Snapshot) -> View {
     snapshot.limits.dedup();
     let ids = id::assign(&snapshot, &key);
     View::new(snapshot, &ids)
-}
-
-fn now() -> Clock {
-    let nanos = |clock| {
-        let time = clock_gettime(clock);
-        (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
-    };
-    Clock { unix: nanos(ClockId::Realtime), boot: nanos(ClockId::Boottime) }
 }
 
 /// Says why BPF is not used, once a run.

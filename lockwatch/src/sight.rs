@@ -30,7 +30,7 @@ impl Sight for Whole {
             Self::Bpf => {
                 let mut snapshot = read_bpf()?.snapshot;
                 let own = take_own(&mut snapshot);
-                let mut seen = explained(view(snapshot));
+                let (mut seen, _) = explained(view(snapshot));
                 // The search finds once more what this process has.
                 let again = take_own(&mut seen.snapshot);
                 if !again.is_empty() || !seen.snapshot.places.is_empty() {

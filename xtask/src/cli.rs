@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, check, ci, deploy, dist, interrupt, scan, setup, test, vm};
+use crate::{bench, build, check, ci, deploy, dist, interrupt, scan, setup, test, unseen, vm};
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
 ///
@@ -77,6 +77,9 @@ enum Verb {
         #[command(subcommand)]
         subject: bench::Subject,
     },
+    /// Renew the table of docs/unseen-holders.md: what this machine's tools say of locks that no
+    /// fd table shows
+    Unseen,
     /// Take locks and keep them: the benchmark's own processes
     #[command(name = bench::holder::VERB, hide = true)]
     BenchHolder {
@@ -124,6 +127,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Deploy { filter } => deploy::run(filter.as_deref()),
         Verb::Ci => ci::run(),
         Verb::Bench { subject } => bench::run(&subject),
+        Verb::Unseen => unseen::run(),
         Verb::BenchHolder { args } => bench::holder::run(&args),
         Verb::BenchListing { args } => bench::listing::run(&args),
     }

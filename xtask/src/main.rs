@@ -20,6 +20,7 @@ mod scan;
 mod setup;
 mod tally;
 mod test;
+mod unseen;
 mod vm;
 mod workspace;
 

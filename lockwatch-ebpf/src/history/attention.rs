@@ -7,6 +7,7 @@ use lockwatch_common::history::{CLASS_FLOCK, FOREVER, FileKey, KIND_ACQUIRED, Ke
 
 use crate::attempt::Attempt;
 use crate::conflict;
+use crate::counters;
 use crate::moment::{self, Moment};
 use crate::tables::{ATTENDED, LOCKS, globals};
 
@@ -38,9 +39,12 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
     unsafe {
         let until = now + (*globals).handoff_window;
         let forever = matches!(ATTENDED.get(file), Some(&FOREVER));
-        if !forever && ATTENDED.insert(file, &until, 0).is_ok() && (*globals).attended_until < until
-        {
-            (*globals).attended_until = until;
+        if !forever {
+            match ATTENDED.insert(file, until, 0) {
+                Ok(()) if (*globals).attended_until < until => (*globals).attended_until = until,
+                Ok(()) => {}
+                Err(_) => counters::lost_other(),
+            }
         }
         if attempt.key.class != CLASS_FLOCK {
             return now;
@@ -48,11 +52,12 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
         let Some(next) = conflict::first(attempt) else { return now };
         let key = Key { owner: next.owner, ..attempt.key };
         let Some(entry) = LOCKS.get(&key) else { return now };
-        if entry.taken_at == 0 || entry.taken_at > now {
+        if entry.taken_at == 0 {
             return now;
         }
         let at = entry.taken_at;
         moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending: None });
-        at - 1
+        // Nobody else could have it while it was there.
+        if at > now { now } else { at - 1 }
     }
 }

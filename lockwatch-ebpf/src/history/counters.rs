@@ -1,6 +1,8 @@
 //! What is counted, on each CPU apart.
 
-use lockwatch_common::history::{BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, FL_OFDLCK, KINDS};
+use lockwatch_common::history::{
+    BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, Entry, FL_OFDLCK, KINDS,
+};
 
 use crate::tables::COUNTERS;
 
@@ -92,6 +94,13 @@ pub(crate) fn granted(kind: usize, waited: u64) {
         counters.wait[kind][bucket(waited)] += 1;
         counters.wait_sum[kind] += waited;
     }
+}
+
+/// Room for an entry that is being put together; one at a time.
+#[inline(always)]
+pub(crate) fn draft() -> Option<*mut Entry> {
+    // SAFETY: a place within the map's value.
+    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &raw mut (*counters).draft })
 }
 
 /// Two addresses as plain numbers. What the verifier knows as a typed pointer it allows no

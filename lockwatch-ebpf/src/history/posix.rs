@@ -6,13 +6,11 @@
 //!
 //! The tracepoint comes under the list's lock: operations are seen in the order of their effect.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
-    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, KIND_ACQUIRED, Key, OperationKey, Owner, Slot,
-    slot_of,
+    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_OFDLCK, KIND_ACQUIRED, OperationKey, Owner,
+    Slot, slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
@@ -40,14 +38,14 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
             attempt.key.inode = inode;
             attempt.key.owner = owner;
             attempt.slot = slot_of(inode, owner);
-            seen(&attempt, outcome);
+            seen(&mut attempt, outcome);
         }
     }
     0
 }
 
 #[inline(always)]
-unsafe fn seen(attempt: &Attempt, outcome: i32) {
+unsafe fn seen(attempt: &mut Attempt, outcome: i32) {
     if attempt.flags & FL_ACCESS != 0 {
         return;
     }
@@ -71,10 +69,13 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
 }
 
 #[inline(always)]
-unsafe fn done(attempt: &Attempt) {
+unsafe fn done(attempt: &mut Attempt) {
     let Some(globals) = globals() else { return };
     // SAFETY: the maps' values.
     unsafe {
+        if attempt.flags & FL_OFDLCK != 0 && (*globals).reader == party::ids().0 as u64 {
+            return;
+        }
         if (*globals).owners != 0
             && let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner())
         {
@@ -110,7 +111,7 @@ unsafe fn done(attempt: &Attempt) {
 
 #[inline(always)]
 unsafe fn given_back(
-    attempt: &Attempt,
+    attempt: &mut Attempt,
     slot: *mut Slot,
     found: Option<*mut Entry>,
     known: Option<Known>,
@@ -126,10 +127,9 @@ unsafe fn given_back(
                 }
             }
             Unsetting::Only => {
-                let only =
-                    Attempt { key: Key { start: (*slot).starts, ..attempt.key }, ..*attempt };
-                if let Some(found) = LOCKS.get_ptr_mut(only.key) {
-                    given_up(&only, found);
+                attempt.key.start = (*slot).starts;
+                if let Some(found) = LOCKS.get_ptr_mut(attempt.key) {
+                    given_up(attempt, found);
                 }
             }
             Unsetting::Cleared => begin(attempt, slot, true),
@@ -189,9 +189,9 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
             counters::acquisition(kind);
         }
         let file = attempt.file();
-        let mut entry = MaybeUninit::<Entry>::uninit();
-        describe(entry.as_mut_ptr(), attempt, &file, now);
-        let entry = entry.assume_init_ref();
+        let Some(draft) = counters::draft() else { return };
+        describe(draft, attempt, &file, now);
+        let entry = &*draft;
         let key = OperationKey {
             inode: attempt.key.inode,
             owner: attempt.key.owner,

@@ -1,10 +1,8 @@
 //! Locks that are taken and given up: the table of locks and all that hangs on it.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use lockwatch_common::history::{
-    Ending, Entry, F_WRLCK, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, MERGED,
+    Ending, Entry, F_WRLCK, FL_CLOSE, FileKey, KIND_ACQUIRED, KIND_ENDED, KIND_RELEASED, MERGED,
 };
 use lockwatch_common::snapshot::PF_EXITING;
 
@@ -55,11 +53,11 @@ pub(crate) unsafe fn describe(to: *mut Entry, attempt: &Attempt, file: &FileKey,
 pub(crate) fn taken(attempt: &Attempt, unknown_since: bool) {
     let now = now();
     let file = attempt.file();
-    let mut entry = MaybeUninit::<Entry>::uninit();
+    let Some(draft) = counters::draft() else { return };
     // SAFETY: every member is written.
     let entry = unsafe {
-        describe(entry.as_mut_ptr(), attempt, &file, now);
-        entry.assume_init_mut()
+        describe(draft, attempt, &file, now);
+        &mut *draft
     };
     if unknown_since {
         entry.taken_at = 0;
@@ -115,7 +113,8 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *const Entry) {
         let (flags, start) = party::flags_and_start();
         let own = known.by.tgid == party::ids().0 && known.by.start == start;
         let file = FileKey { ino: known.ino, dev: known.dev, reserved: 0 };
-        if !own || flags & PF_EXITING != 0 {
+        // What is asked for by name is an ordinary end, whoever asks.
+        if attempt.flags & FL_CLOSE != 0 && (!own || flags & PF_EXITING != 0) {
             outlived(attempt, known, &file, now);
         } else if attention::is_paid(&file, now) {
             tell(KIND_RELEASED, now, attempt, known, None);
@@ -124,7 +123,7 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *const Entry) {
     }
 }
 
-/// A lock ends in its owner's exit, or by another than who took it.
+/// A lock ends in its owner's exit, or with the last descriptor of another.
 #[inline(never)]
 unsafe fn outlived(attempt: &Attempt, known: &Entry, file: &FileKey, now: u64) {
     let process = known.by.process();

@@ -1,8 +1,6 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
-use core::mem::MaybeUninit;
-
-use lockwatch_common::history::{Entry, KIND_BLOCKED, KIND_REFUSED, Wait};
+use lockwatch_common::history::{KIND_BLOCKED, KIND_REFUSED, Wait};
 
 use crate::attempt::Attempt;
 use crate::moment::Moment;
@@ -11,8 +9,18 @@ use crate::taking::now;
 use crate::{attention, conflict, counters, moment, party, words};
 
 /// The attempt waits now, or goes on waiting.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn deferred(attempt: &Attempt) {
+    // One after the other, and not one within the other: the stack is short.
+    let since = note(attempt);
+    if since != 0 {
+        tell(KIND_BLOCKED, since, attempt);
+    }
+}
+
+/// Writes the wait down. Answers when it began; 0 where it goes on.
+#[inline(never)]
+fn note(attempt: &Attempt) -> u64 {
     let now = now();
     let (tgid, tid) = party::ids();
     // SAFETY: the maps' values; a thread waits for one lock at a time.
@@ -22,7 +30,7 @@ pub(crate) fn deferred(attempt: &Attempt) {
             && known.tgid == tgid
             && known.access == attempt.access
         {
-            return;
+            return 0;
         }
         counters::wait(counters::kind(attempt.key.class, attempt.flags));
         let file = attempt.file();
@@ -42,11 +50,11 @@ pub(crate) fn deferred(attempt: &Attempt) {
             add(&raw mut (*held).waits, 1);
         }
     }
-    tell(KIND_BLOCKED, now, attempt);
+    now
 }
 
 /// The attempt was answered with `EAGAIN`.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn refused(attempt: &Attempt) {
     counters::refusal(counters::kind(attempt.key.class, attempt.flags));
     tell(KIND_REFUSED, now(), attempt);
@@ -90,8 +98,7 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
                 }
             }
             None if attended => {
-                let mut entry = MaybeUninit::<Entry>::uninit();
-                let to = entry.as_mut_ptr();
+                let Some(to) = counters::draft() else { return };
                 words::clear(to);
                 (*to).end = met.end;
                 (*to).ino = file.ino;
@@ -99,7 +106,7 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
                 (*to).flags = met.flags;
                 (*to).recorded = met.recorded;
                 (*to).dev = file.dev;
-                let entry = entry.assume_init_ref();
+                let entry = &*to;
                 moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending: None });
             }
             None => {}

@@ -106,6 +106,14 @@ pub const KEYS: &[Key] = &[
     key(Section::Top, "mount", "absolute path").default("\"/run/lockwatch\"").text(
         "Where the tree is mounted. The daemon's socket is beside it, with .sock at its end.",
     ),
+    key(Section::Top, "tree", "\"required\", \"optional\" or \"off\"").default("\"optional\"").text(
+        "Whether there must be a tree: without one that is required the daemon does not start; one \
+         that is optional is told of and done without where it cannot be mounted.",
+    ),
+    key(Section::Top, "tree_allow_other", "boolean").default("true").text(
+        "Whether others than root may come near the tree at all. What they may read there is \
+         decided file by file.",
+    ),
     key(Section::Top, "metrics_listen", "address:port, unix:PATH or off")
         .default("\"127.0.0.1:9965\"")
         .text(
@@ -126,6 +134,9 @@ pub const KEYS: &[Key] = &[
     key(Section::Reclaim, "only_watched", "boolean")
         .default("true")
         .text("Leave orphans alone on files that no watch with reclaim = true names."),
+    key(Section::Reclaim, "audit", "absolute path")
+        .default("\"/var/log/lockwatch/reclaim.jsonl\"")
+        .text("Where every reclaim that is carried out is recorded: a JSON line as it begins and one as it ends, appended."),
     key(Section::Watch, "name", "letters, digits, -, _ and ., at most 64")
         .required()
         .text("Its name in the tree, in events and in metrics. Each name is given once."),

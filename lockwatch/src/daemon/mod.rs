@@ -18,12 +18,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::Config;
-use crate::engine::identity::BootTime;
-use crate::engine::input::Moment;
 use crate::failure::EXIT_CLEAR;
+use crate::machine::now;
 use crate::source::history::History;
 use instance::Instance;
 
@@ -87,15 +85,6 @@ pub fn run(daemon: &Daemon) -> anyhow::Result<u8> {
             runtime.block_on(watch::watch(&config, daemon.config.as_deref(), watch))
         }
     }
-}
-
-/// Both clocks.
-fn now() -> Moment {
-    let nanos = |clock| {
-        let time = clock_gettime(clock);
-        (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
-    };
-    Moment { boot: BootTime(nanos(ClockId::Boottime)), unix: nanos(ClockId::Realtime) }
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -115,9 +115,8 @@ mod tests {
 
     #[test]
     fn the_kernels_counters_keep_their_kinds_and_powers() {
-        let mut totals = Totals::default();
-        totals.acquisitions = [1, 2, 3, 4];
-        totals.refusals = [5, 6, 7, 8];
+        let mut totals =
+            Totals { acquisitions: [1, 2, 3, 4], refusals: [5, 6, 7, 8], ..Totals::default() };
         totals.wait[1].0[20] = 9;
         totals.wait[1].1 = 10;
         let activity = activity(&totals);

@@ -126,7 +126,8 @@ pub(super) async fn watch(
                 let Some(taken) = taken else { bail!("daemon: the reader has ended") };
                 watching.look_for_losses(&mut kernel)?;
                 watching.taken(&mut kernel, config, taken)?;
-                if !ready {
+                // A reading that failed shows nothing.
+                if !ready && watching.failures == 0 {
                     ready = true;
                     watching.scrapes.ready();
                     readiness::ready("watching");

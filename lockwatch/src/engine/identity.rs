@@ -167,6 +167,13 @@ impl StartTime {
         self.0.is_multiple_of(Self::NANOS_PER_TICK)
     }
 
+    /// True where the two are starts of one process, if they are of one pid: procfs tells clock
+    /// ticks, the kernel's own tables nanoseconds.
+    pub fn is_same(self, other: Self) -> bool {
+        self == other
+            || (self.is_whole_ticks() || other.is_whole_ticks()) && self.ticks() == other.ticks()
+    }
+
     /// As field 22 of `/proc/PID/stat` would show it.
     pub fn ticks(self) -> u64 {
         self.0 / Self::NANOS_PER_TICK

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::classify::{Facts, State, Survivor, Verdict, classify};
+use super::classify::{Facts, Reason, State, Survivor, Verdict, classify};
 use super::evidence::Evidence;
 use super::holders::Holders;
 use super::id::{self, LockId};
@@ -281,6 +281,14 @@ impl View {
         let Some(&Evidence::AcquirerExiting { pid }) = evidence else { return None };
         let start = self.process(pid)?.start?;
         Some(ProcessId { pid, start })
+    }
+
+    /// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
+    /// still giving things back, or what is in flight is about to be received.
+    pub fn is_fleeting(&self, lock: &LockView) -> bool {
+        lock.verdict.state == State::Orphaned
+            && (lock.verdict.reason != Some(Reason::Inherited)
+                || self.places(lock).any(|place| place.via() == Via::ScmRights))
     }
 
     /// Orphaned locks.

@@ -27,6 +27,17 @@ impl Clock {
         self.moment(BootTime(start.0))
     }
 
+    /// How long ago a moment was: to the millisecond below a minute, else to the second.
+    pub fn since(self, at: BootTime) -> humantime::FormattedDuration {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let age = Duration::from_nanos(self.boot.saturating_sub(at.0));
+        humantime::format_duration(if age < MINUTE {
+            Duration::from_millis(age.as_millis() as u64)
+        } else {
+            Duration::from_secs(age.as_secs())
+        })
+    }
+
     /// A moment on the calendar.
     pub fn moment(self, at: BootTime) -> Timestamp {
         Timestamp(self.unix.saturating_add(at.0).saturating_sub(self.boot))

@@ -65,7 +65,7 @@ columns! {
         |_, row, _| lock_of(row)?.verdict.reason.map(|reason| reason.name().into());
     "CONFIDENCE", left, "certain, or likely where it was inferred",
         |_, row, _| Some(lock_of(row)?.verdict.confidence.name().into());
-    "AGE", right, "how long it has been held; needs the daemon's history", |_, _, _| None;
+    "AGE", right, "how long it has been held, or waited for; needs the daemon's history", age;
     "ACQUIRER", left, "who took it, and whether that process lives",
         |report, row, _| Some(labels::acquirer(report.view, lock_of(row)?));
     "HOLDERS", left, "what keeps it alive: PID,COMMAND,FD of each", holders;
@@ -139,6 +139,15 @@ fn parent(row: Row<'_>) -> &LockView {
     match row {
         Row::Lock(lock) | Row::Waiter(lock, _) => lock,
     }
+}
+
+fn age(report: &Report<'_>, row: Row<'_>, _: bool) -> Option<String> {
+    let view = report.view;
+    let since = match row {
+        Row::Lock(lock) => view.lock(lock).taken.as_ref()?.at,
+        Row::Waiter(_, place) => view.snapshot.waiters[place as usize].since?,
+    };
+    Some(report.clock.since(since).to_string().replace(' ', ""))
 }
 
 fn lock_of(row: Row<'_>) -> Option<&LockView> {

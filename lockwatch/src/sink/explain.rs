@@ -64,7 +64,13 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
             told.push(format!("Its control group is {}.", Escaped(cgroup)));
         }
     }
-    told.push("When it was taken is not known: nobody watched.".into());
+    told.push(match &view.lock(lock).taken {
+        Some(taken) => {
+            let (at, age) = (report.clock.moment(taken.at), report.clock.since(taken.at));
+            format!("It was taken at {at}, {age} ago.")
+        }
+        None => "When it was taken is not known: nobody watched.".into(),
+    });
     if lock.flags.contains(&Flag::PidZero) {
         told.push(
             "In its pid namespace the kernel shows this lock as held by PID 0: that is only how it \

@@ -14,8 +14,8 @@ use super::clock::Timestamp;
 use super::{Report, labels};
 use crate::engine::classify::State;
 use crate::engine::container::{self, Container};
-use crate::engine::identity::{Pid, RecordedPid};
-use crate::engine::snapshot::{Place, PlaceKind, Process};
+use crate::engine::identity::{Pid, ProcessId, RecordedPid};
+use crate::engine::snapshot::{Death, Place, PlaceKind, Process};
 use crate::engine::view::{LockView, View};
 
 /// The number of the schema; another one may mean other names.
@@ -35,7 +35,7 @@ pub fn write(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
         host: report.host,
         kernel: report.kernel,
         source: report.source,
-        history: false,
+        history: view.snapshot.history,
         scanned_at: report.clock.now(),
         complete: view.is_complete(),
         limits: view.snapshot.limits.iter().map(|limit| limit.what.as_str()).collect(),
@@ -69,7 +69,12 @@ pub fn write(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
 
 /// Writes the elements of the list, in order. Each thread writes every so-many-th chunk.
 fn write_locks(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
-    let report = &Context { report, processes: process_texts(report)? };
+    let deaths = &report.view.snapshot.deaths;
+    let report = &Context {
+        report,
+        processes: process_texts(report)?,
+        deaths: deaths.iter().map(|death| (death.process, death)).collect(),
+    };
     let chunks = report.report.listed.chunks(CHUNK);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chunks.len());
     if threads <= 1 {
@@ -120,7 +125,8 @@ fn write_chunk(context: &Context<'_>, chunk: &[u32], comma: &mut bool) -> io::Re
 /// The report, and the texts that one process has in common in all its places.
 struct Context<'a> {
     report: &'a Report<'a>,
-    processes: HashMap<Pid, ProcessText>, // not iterated
+    processes: HashMap<Pid, ProcessText>,  // not iterated
+    deaths: HashMap<ProcessId, &'a Death>, // not iterated
 }
 
 /// Values that are the same wherever a process is named, written once.
@@ -251,13 +257,29 @@ struct Acquirer<'a> {
     ns_pid: Option<Pid>,
     alive: Option<bool>,
     recycled: bool,
-    comm: Option<&'a RawValue>,
-    exe: Option<&'a RawValue>,
-    start_time: Option<&'a RawValue>,
-    cgroup: Option<&'a RawValue>,
+    comm: Option<Said<'a>>,
+    exe: Option<Said<'a>>,
+    start_time: Option<Said<'a>>,
+    cgroup: Option<Said<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     container: Option<&'a RawValue>,
-    exit: Option<()>,
+    exit: Option<Exit>,
+}
+
+/// A value of a process that is there, or as history has it of one that is gone.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said<'a> {
+    Text(&'a RawValue),
+    Bytes(Lossy<'a>),
+    When(Timestamp),
+}
+
+#[derive(Serialize)]
+struct Exit {
+    code: Option<i32>,
+    signal: Option<i32>,
+    at: Timestamp,
 }
 
 #[derive(Serialize)]
@@ -378,7 +400,7 @@ impl Serialize for Waiters<'_> {
                 pid: labels::recorded_pid(view, waiter.requester),
                 comm: process.map(|process| &*process.comm),
                 access: waiter.access.name(),
-                since: None,
+                since: waiter.since.map(|since| context.report.clock.moment(since)),
                 blocked_by: Blockers(view, &view.blockers[place as usize]),
             }
         }))
@@ -420,7 +442,7 @@ fn lock<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Lock<'a> {
         evidence: Each(&lock.verdict.evidence),
         flags: lock.flags.iter().map(|flag| flag.name()).collect(),
         acquirer: acquirer(context, lock),
-        acquired_at: None,
+        acquired_at: facts.taken.as_ref().map(|taken| context.report.clock.moment(taken.at)),
         holders: Holders(context, lock),
         waiters: Waiters(context, lock),
     }
@@ -435,16 +457,38 @@ fn acquirer<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Acquirer<'a> {
         _ => None,
     };
     let remote = lock.verdict.state == State::Remote;
+    // Of a process that is gone history knows what it was when it took the lock.
+    let clock = context.report.clock;
+    let taken = view.lock(lock).taken.as_ref().map(|taken| &*taken.by);
+    let gone = taken.filter(|_| process.is_none());
+    let bytes = |bytes: Option<&'a [u8]>| bytes.map(|bytes| Said::Bytes(Lossy(bytes)));
+    let exit = taken.and_then(|by| context.deaths.get(&by.id)).map(|death| Exit {
+        code: death.code,
+        signal: death.signal,
+        at: clock.moment(death.at),
+    });
     Acquirer {
         pid: labels::recorded_pid(view, recorded),
-        ns_pid: process.and_then(|process| process.ns_pid),
+        ns_pid: process.and_then(|process| process.ns_pid).or(gone.and_then(|by| by.ns_pid)),
         alive: if remote { None } else { lock.verdict.acquirer_alive },
         recycled: lock.verdict.recycled,
-        comm: text.map(|text| &*text.comm),
-        exe: text.and_then(|text| text.exe.as_deref()),
-        start_time: text.and_then(|text| text.start_time.as_deref()),
-        cgroup: text.and_then(|text| text.cgroup.as_deref()),
+        comm: match (text, gone) {
+            (Some(text), _) => Some(Said::Text(&text.comm)),
+            (None, gone) => bytes(gone.map(|by| &*by.comm)),
+        },
+        exe: match text {
+            Some(text) => text.exe.as_deref().map(Said::Text),
+            None => bytes(gone.and_then(|by| by.exe.as_deref())),
+        },
+        start_time: match text {
+            Some(text) => text.start_time.as_deref().map(Said::Text),
+            None => gone.map(|by| Said::When(clock.at(by.id.start))),
+        },
+        cgroup: match text {
+            Some(text) => text.cgroup.as_deref().map(Said::Text),
+            None => bytes(gone.and_then(|by| by.cgroup.as_deref())),
+        },
         container: text.and_then(|text| text.container.as_deref()),
-        exit: None,
+        exit,
     }
 }

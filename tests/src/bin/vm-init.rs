@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -73,6 +74,8 @@ fn run() -> Result<()> {
             eprintln!("vm-init: {error:#}");
         }
     }
+    // An initramfs's root can be written by everybody, and lockwatch obeys no file below such a one.
+    fs::set_permissions("/", fs::Permissions::from_mode(0o755)).context("the mode of /")?;
     let nonce = nonce()?;
     sethostname(b"lockwatch-vm").context("cannot set the host's name")?;
     load_modules()?;

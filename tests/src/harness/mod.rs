@@ -30,7 +30,7 @@ mod table;
 pub use control_group::ControlGroup;
 pub use invocation::Run;
 pub use report::{Lock, Report};
-pub use scene::{FileId, Scene, Skip};
+pub use scene::{FileId, Scene, Skip, note};
 pub use table::{Source, Test};
 
 /// A test that runs once for each source of `lockwatch`: `each_source!(function)`.

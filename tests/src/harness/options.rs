@@ -9,7 +9,7 @@ use super::table::Source;
 /// What the runner prints when it is asked how it is used.
 pub(super) const USAGE: &str = "\
 usage: live [FILTER…] [--exact] [--list] [--source both|bpf|procfs] [--jobs N]
-            [--json FILE] [--patience N] [--require NEED,…]
+            [--json FILE] [--patience N] [--require NEED,…] [--without THEME,…]
 
   FILTER      tests whose names contain it, as in `waits::` or `[bpf]`
   --exact     tests whose names are it
@@ -18,7 +18,8 @@ usage: live [FILTER…] [--exact] [--list] [--source both|bpf|procfs] [--jobs N]
   --jobs      how many at a time (1)
   --json      writes one JSON object a test, and before them one for each missing capability
   --patience  multiplies every time limit
-  --require   fails where one of these is missing, where tests would be skipped";
+  --require   fails where one of these is missing, where tests would be skipped
+  --without   leaves the tests of these themes out";
 
 /// The options.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ pub(super) struct Options {
     pub(super) json: Option<PathBuf>,
     pub(super) patience: Option<u32>,
     pub(super) require: Vec<String>,
+    pub(super) without: Vec<String>,
     /// Plays one test in this very process, in that folder: what the runner starts itself with.
     pub(super) play: Option<PathBuf>,
 }
@@ -48,6 +50,7 @@ impl Options {
             json: None,
             patience: None,
             require: Vec::new(),
+            without: Vec::new(),
             play: None,
         };
         let mut args = args.peekable();
@@ -67,6 +70,9 @@ impl Options {
                 "--require" => {
                     options.require.extend(value()?.split(',').map(ToOwned::to_owned));
                 }
+                "--without" => {
+                    options.without.extend(value()?.split(',').map(ToOwned::to_owned));
+                }
                 "--play" => options.play = Some(value()?.into()),
                 // `cargo test -- --nocapture` reaches every test program.
                 "--nocapture" => {}
@@ -82,7 +88,9 @@ impl Options {
         let fits = |filter: &String| {
             if self.exact { name == filter } else { name.contains(filter.as_str()) }
         };
-        self.filters.is_empty() || self.filters.iter().any(fits)
+        let theme = name.split("::").next().unwrap_or(name);
+        let is_left_out = self.without.iter().any(|left_out| left_out == theme);
+        !is_left_out && (self.filters.is_empty() || self.filters.iter().any(fits))
     }
 }
 
@@ -125,6 +133,13 @@ mod tests {
         assert!(!options.wants("names::any[procfs]"));
         assert_eq!(options.sources, [Source::Procfs]);
         assert!(!read("waits:: --exact").unwrap().wants("waits::any[procfs]"));
+    }
+
+    #[test]
+    fn a_theme_can_be_left_out() {
+        let options = read("--without daemon,tree").unwrap();
+        assert!(!options.wants("daemon::any") && !options.wants("tree::any"));
+        assert!(options.wants("tree_shell::any") && options.wants("waits::daemon"));
     }
 
     #[test]

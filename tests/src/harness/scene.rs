@@ -38,7 +38,7 @@ impl fmt::Display for Skip {
 impl std::error::Error for Skip {}
 
 /// Writes a line of the transcript, which is shown where the test fails.
-pub(super) fn note(line: &str) {
+pub fn note(line: &str) {
     // A transcript that cannot be written must not change the verdict.
     let _ = writeln!(std::io::stdout(), "    {line}");
 }
@@ -208,6 +208,11 @@ impl Scene {
     /// Scans the whole machine, and whatever others have locked.
     pub fn scan_machine(&self) -> Result<Report> {
         self.scan_for(&[])
+    }
+
+    /// Scans the whole machine with BPF, whatever source the test is about.
+    pub fn scan_by_bpf(&self) -> Result<Report> {
+        self.report(&self.run(&["scan", "--json", "--source", "bpf"])?)
     }
 
     /// Scans what is asked for.

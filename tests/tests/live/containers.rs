@@ -126,7 +126,7 @@ fn a_lock_in_flight_in_a_container_is_explained_from_outside(scene: &mut Scene) 
          owner: send tx a
          owner: exit 0",
     )?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?])?;

@@ -42,10 +42,14 @@ fn begin(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
     Ok((house, daemon))
 }
 
-/// True for an event about a lock on that file of the scene.
-fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
-    let path = scene.path_text(name)?;
-    Ok(move |event: &Value| event["lock"]["file"]["path"] == path.as_str())
+/// True for an event about a lock on that file of the scene, also where no reading has shown its
+/// path yet.
+pub(crate) fn on(scene: &Scene, name: &str) -> Result<impl Fn(&Value) -> bool + use<>> {
+    let file = scene.file(name)?;
+    Ok(move |event: &Value| {
+        let told = &event["lock"]["file"];
+        told["ino"] == file.ino && told["dev"] == file.dev.as_str()
+    })
 }
 
 /// Long enough for two reconciliations and as many graces.
@@ -87,7 +91,7 @@ fn an_orphan_is_told_once_with_its_whole_story(scene: &mut Scene) -> Result<()> 
     a_while();
     daemon.told_none_of(&["orphaned", "recovered", "all_clear"])?;
     // The id is the one that a scan shows.
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     same!("id", report.only_lock_on(&scene.file("lock")?)?.id, lock["id"]);
     daemon.stop()?;
     Ok(())
@@ -133,7 +137,7 @@ fn idioms_are_no_events(scene: &mut Scene) -> Result<()> {
     )?;
     a_while();
     daemon.told_none_of(&["orphaned", "crash_handoff", "exit_race", "pid_recycled"])?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     report.only_lock_on(&scene.file("lock")?)?.is("shared")?;
     report.only_lock_on(&scene.file("handed")?)?.is("handed_over")?;
     daemon.stop()?;
@@ -262,14 +266,14 @@ fn a_pid_that_is_given_again_is_told(scene: &mut Scene) -> Result<()> {
 fn a_lock_file_that_was_made_anew_is_told(scene: &mut Scene) -> Result<()> {
     let (_house, mut daemon) = begin(scene, QUICK)?;
     scene.play(HELD)?;
-    let old = scene.file("lock")?;
+    let (old, on_old) = (scene.file("lock")?, on(scene, "lock")?);
     scene.play(
         "start other
          other: replace lock
          other: open b lock
          other: flock b ex",
     )?;
-    let event = daemon.expect("lock_replaced", on(scene, "lock")?)?;
+    let event = daemon.expect("lock_replaced", on_old)?;
     same!("old", event["lock"]["file"]["ino"], old.ino);
     same!("new", event["new_lock"]["file"]["ino"], scene.file("lock")?.ino);
     same!("new owner", event["new_lock"]["acquirer"]["pid"], scene.pid("other")?);

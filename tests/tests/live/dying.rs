@@ -34,7 +34,7 @@ fn a_process_that_is_stuck_in_exit_keeps_its_lock_as_an_orphan(scene: &mut Scene
     scene.new_folder("stuck")?;
     scene.play(STUCK)?;
     scene.sticks_in_its_end("owner", "exit 0")?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/exiting")?;
     same!("confidence", lock.confidence, "certain");

@@ -1,7 +1,7 @@
 //! What keeps a lock that is in flight in a unix socket: found, named, and proven.
 
 use anyhow::{Context, Result, ensure};
-use lockwatch_tests::harness::{Report, Scene, Test};
+use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
 
 const NEEDS: &[&str] = &["root", "iter/task_file"];
@@ -36,13 +36,9 @@ const IN_FLIGHT: &str = "
     owner: send tx a
     owner: exit 0";
 
-fn scan(scene: &Scene) -> Result<Report> {
-    scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)
-}
-
 fn it_is_kept_by_whoever_has_the_receiving_socket(scene: &mut Scene) -> Result<()> {
     scene.play(IN_FLIGHT)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     same!("confidence", lock.confidence, "certain");
@@ -68,7 +64,7 @@ fn every_process_that_has_the_receiving_socket_is_named(scene: &mut Scene) -> Re
          keeper: fork sender
          sender: close rx",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?, scene.pid("worker")?])
@@ -88,7 +84,7 @@ fn a_socket_that_is_itself_in_flight_is_looked_into(scene: &mut Scene) -> Result
          keeper: close rx
          keeper: close tx",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?])?;
@@ -106,7 +102,7 @@ fn a_connection_that_nobody_accepted_is_looked_into(scene: &mut Scene) -> Result
          owner: send visitor a
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?])?;
@@ -156,7 +152,7 @@ fn an_ofd_lock_and_a_lease_in_flight_are_found_too(scene: &mut Scene) -> Result<
          owner: send tx b
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     for name in ["ofd", "lease"] {
         let lock = report.only_lock_on(&scene.file(name)?)?;
         lock.is("orphaned/scm_rights").context(name)?;
@@ -177,7 +173,7 @@ fn a_socket_of_another_network_namespace_is_looked_into(scene: &mut Scene) -> Re
          owner: send visitor a
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?])
@@ -192,7 +188,7 @@ fn a_living_acquirer_that_has_the_socket_itself_holds_it(scene: &mut Scene) -> R
          owner: send tx a
          owner: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.acquired_by_living(scene.pid("owner")?)?;
@@ -210,7 +206,7 @@ fn a_living_acquirer_that_gave_it_away_is_no_finding(scene: &mut Scene) -> Resul
          owner: close a
          owner: close rx",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("unknown")?;
     lock.raises("acquirer_detached")?;
@@ -234,7 +230,7 @@ fn what_is_received_within_the_grace_is_the_receivers(scene: &mut Scene) -> Resu
 fn what_was_received_long_ago_is_the_receivers(scene: &mut Scene) -> Result<()> {
     scene.play(IN_FLIGHT)?;
     scene.play("keeper: receive rx a")?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("shared")?;
     lock.held_via("fd", &[scene.pid("keeper")?])
@@ -248,7 +244,7 @@ fn it_is_found_among_thousands_of_locks_and_sockets(scene: &mut Scene) -> Result
          other: mass sockets 4000",
     )?;
     scene.play(IN_FLIGHT)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     lock.held_via("scm_rights", &[scene.pid("keeper")?])
@@ -268,7 +264,7 @@ fn a_descriptor_that_leaked_as_well_is_named_beside_the_socket(scene: &mut Scene
          heir: exec
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/inherited")?;
     lock.held_by(&[scene.pid("heir")?, scene.pid("keeper")?])

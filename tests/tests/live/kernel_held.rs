@@ -1,7 +1,7 @@
 //! What keeps a lock that no process has any more: the kernel itself, or nothing that can be found.
 
 use anyhow::{Context, Result, ensure};
-use lockwatch_tests::harness::{Report, Scene, Test};
+use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -41,13 +41,9 @@ const LOOPED: &str = "
     owner: fork heir
     owner: exit 0";
 
-fn scan(scene: &Scene) -> Result<Report> {
-    scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)
-}
-
 fn a_loop_device_over_the_file_is_named(scene: &mut Scene) -> Result<()> {
     scene.play(LOOPED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/kernel")?;
     same!("confidence", lock.confidence, "likely");
@@ -74,7 +70,7 @@ fn a_loop_device_over_another_file_is_not(scene: &mut Scene) -> Result<()> {
          sender: send tx a
          sender: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/scm_rights")?;
     report.only_lock_on(&scene.file("backing")?).context("backing")?.is("orphaned/kernel")
@@ -94,7 +90,7 @@ fn what_only_a_system_call_in_progress_keeps_is_unaccounted(scene: &mut Scene) -
          await keeper blocked
          keeper: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("fifo")?)?;
     lock.is("orphaned/unaccounted")?;
     same!("confidence", lock.confidence, "likely");
@@ -122,7 +118,7 @@ fn what_waits_for_another_lock_is_in_use(scene: &mut Scene) -> Result<()> {
          await keeper blocked
          keeper: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let locks = report.locks_on(&scene.file("lock")?);
     let lock = locks.iter().find(|lock| lock.kind == "OFDLCK").context("no OFD lock")?;
     ensure!(lock.state != "orphaned", "it is in use by a system call: {lock:?}");
@@ -140,7 +136,7 @@ fn a_living_acquirer_without_a_descriptor_is_no_finding_under_a_loop_device(
          owner: loopdev device a
          owner: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("unknown")?;
     lock.raises("acquirer_detached")

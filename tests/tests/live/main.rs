@@ -36,9 +36,10 @@ mod sources;
 mod stories;
 mod targets;
 mod tree;
-mod tree_mount;
+mod tree_around;
 mod tree_shell;
 mod unseen;
+mod unseen_table;
 mod verbs;
 mod waits;
 
@@ -70,13 +71,14 @@ const THEMES: &[(&str, &[Test])] = &[
     ("registered", registered::TESTS),
     ("mapped", mapped::TESTS),
     ("kernel_held", kernel_held::TESTS),
+    ("unseen_table", unseen_table::TESTS),
     ("replay", replay::TESTS),
     ("daemon", daemon::TESTS),
     ("scrapes", scrapes::TESTS),
     ("fleet", fleet::TESTS),
     ("service", service::TESTS),
     ("tree", tree::TESTS),
-    ("tree_mount", tree_mount::TESTS),
+    ("tree_around", tree_around::TESTS),
     ("tree_shell", tree_shell::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),

@@ -1,7 +1,7 @@
 //! What keeps a lock of which only a mapping is left.
 
 use anyhow::{Result, ensure};
-use lockwatch_tests::harness::{Report, Scene, Test};
+use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
 
 const NEEDS: &[&str] = &["root", "iter/task_file", "iter/task_vma"];
@@ -33,13 +33,9 @@ const MAPPED: &str = "
     heir: close a
     owner: exit 0";
 
-fn scan(scene: &Scene) -> Result<Report> {
-    scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)
-}
-
 fn it_is_kept_by_the_process_that_maps_it(scene: &mut Scene) -> Result<()> {
     scene.play(MAPPED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;
     same!("confidence", lock.confidence, "certain");
@@ -88,7 +84,7 @@ fn several_mappings_are_all_told(scene: &mut Scene) -> Result<()> {
          heir: fork other
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;
     lock.held_via("mmap", &[scene.pid("heir")?, scene.pid("other")?])
@@ -102,7 +98,7 @@ fn a_living_acquirer_that_maps_it_holds_it(scene: &mut Scene) -> Result<()> {
          owner: map a
          owner: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.does_not_raise("acquirer_detached")?;
@@ -119,7 +115,7 @@ fn who_opened_and_mapped_it_before_has_it_by_right(scene: &mut Scene) -> Result<
          owner: flock a ex
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("shared")?;
     same!("confidence", lock.confidence, "certain");
@@ -138,7 +134,7 @@ fn who_mapped_it_before_the_acquirer_was_born_has_it_by_right(scene: &mut Scene)
          owner: flock a ex
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("shared")?;
     lock.held_via("mmap", &[scene.pid("keeper")?])
@@ -151,7 +147,7 @@ fn a_mapping_of_another_description_keeps_nothing(scene: &mut Scene) -> Result<(
          other: open a lock
          other: map a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;
     lock.held_via("mmap", &[scene.pid("heir")?])
@@ -163,7 +159,7 @@ fn a_thread_whose_leader_is_gone_keeps_it(scene: &mut Scene) -> Result<()> {
         "heir: thread worker
          heir: leave",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;
     lock.held_via("mmap", &[scene.pid("heir")?])
@@ -178,7 +174,7 @@ fn it_is_found_among_thousands_of_locks_and_mappings(scene: &mut Scene) -> Resul
          other: mass maps 3000 b",
     )?;
     scene.play(MAPPED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;
     lock.held_via("mmap", &[scene.pid("heir")?])
@@ -186,7 +182,7 @@ fn it_is_found_among_thousands_of_locks_and_mappings(scene: &mut Scene) -> Resul
 
 fn where_mappings_cannot_be_iterated_the_evidence_says_so(scene: &mut Scene) -> Result<()> {
     scene.play(MAPPED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.rests_on("not searched: ")?;
     lock.rests_on("mmap (this kernel's types have no iterator of mappings (5.12))")

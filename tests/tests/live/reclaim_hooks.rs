@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::reclaim::{AUDIT, BPF, CONFIG, account, execute, prepare, text};
 use crate::stories::LEAKED;
 
-const NEEDS: &[&str] =
+pub(crate) const NEEDS: &[&str] =
     &["root", "mounts", "iter/task_file", "pidfd_getfd", "kcmp", "program:sh", "program:sleep"];
 
 pub(crate) const TESTS: &[Test] = &[

@@ -10,11 +10,8 @@ use lockwatch_tests::{once, same};
 use serde_json::Value;
 
 use crate::reclaim::{CONFIG, account, execute, text};
-use crate::reclaim_hooks::hook;
+use crate::reclaim_hooks::{NEEDS, hook};
 use crate::stories::LEAKED;
-
-const NEEDS: &[&str] =
-    &["root", "mounts", "iter/task_file", "pidfd_getfd", "kcmp", "program:sh", "program:sleep"];
 
 pub(crate) const TESTS: &[Test] = &[
     once!(a_holder_that_unlocked_is_a_race).needs(NEEDS),

@@ -1,7 +1,7 @@
 //! What keeps a lock whose description is registered with an io_uring.
 
 use anyhow::{Result, ensure};
-use lockwatch_tests::harness::{Report, Scene, Test};
+use lockwatch_tests::harness::{Scene, Test};
 use lockwatch_tests::{once, same};
 
 const NEEDS: &[&str] = &["root", "iter/task_file", "io_uring"];
@@ -32,13 +32,9 @@ const REGISTERED: &str = "
     owner: fork heir
     owner: exit 0";
 
-fn scan(scene: &Scene) -> Result<Report> {
-    scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)
-}
-
 fn it_is_kept_by_whoever_has_the_ring(scene: &mut Scene) -> Result<()> {
     scene.play(REGISTERED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/io_uring")?;
     same!("confidence", lock.confidence, "certain");
@@ -73,7 +69,7 @@ fn a_ring_that_is_only_mapped_is_looked_into(scene: &mut Scene) -> Result<()> {
          heir: close ring
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/io_uring")?;
     lock.held_via("io_uring", &[scene.pid("heir")?])?;
@@ -91,7 +87,7 @@ fn a_ring_with_a_polling_thread_is_looked_into(scene: &mut Scene) -> Result<()> 
          owner: fork heir
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/io_uring")?;
     lock.held_via("io_uring", &[scene.pid("heir")?])
@@ -105,7 +101,7 @@ fn a_living_acquirer_that_has_the_ring_holds_it(scene: &mut Scene) -> Result<()>
          owner: uring ring a
          owner: close a",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.does_not_raise("acquirer_detached")?;
@@ -122,7 +118,7 @@ fn who_opened_and_registered_it_before_has_it_by_right(scene: &mut Scene) -> Res
          owner: flock a ex
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("shared")?;
     same!("confidence", lock.confidence, "certain");
@@ -142,7 +138,7 @@ fn a_ring_that_is_older_than_the_acquirer_leaves_it_open(scene: &mut Scene) -> R
          owner: flock a ex
          owner: exit 0",
     )?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("unknown")?;
     lock.held_via("io_uring", &[scene.pid("keeper")?])?;
@@ -157,7 +153,7 @@ fn it_is_found_among_thousands_of_locks_and_sockets(scene: &mut Scene) -> Result
          other: mass sockets 3000",
     )?;
     scene.play(REGISTERED)?;
-    let report = scan(scene)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/io_uring")?;
     lock.held_via("io_uring", &[scene.pid("heir")?])

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lockwatch_tests::harness::daemon::{Daemon, House};
-use lockwatch_tests::harness::{Scene, Test, patience};
+use lockwatch_tests::harness::{Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -107,7 +107,7 @@ impl Garden {
     }
 
     /// Waits until the file of the scene has no folder.
-    fn until_gone(&self, scene: &Scene, name: &str) -> Result<()> {
+    pub(crate) fn until_gone(&self, scene: &Scene, name: &str) -> Result<()> {
         let path = scene.path_text(name)?;
         patience::until(&format!("{name} has no folder"), || {
             Ok(self.folder_of(&path)?.is_none().then_some(()))
@@ -157,7 +157,7 @@ impl Garden {
         Ok(folder)
     }
 
-    fn names(&self, name: &str) -> Result<Vec<String>> {
+    pub(crate) fn names(&self, name: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.path(name)).with_context(|| name.to_owned())? {
             names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -225,7 +225,7 @@ fn a_watched_file_goes_from_free_to_held_to_orphaned_to_free(scene: &mut Scene) 
     let garden = Garden::watching(scene, "")?;
     let value = |name: &str| garden.value(&format!("locks/guarded/{name}"));
     let hot = garden.hot()?;
-    println!("    {hot} orphans of others");
+    note(&format!("{hot} orphans of others"));
     same!("locked", value("locked")?, "0\n");
     same!("state", value("state")?, "free\n");
     same!("path", value("path")?, format!("{}\n", scene.path_text("lock.conf")?));
@@ -384,7 +384,7 @@ fn what_is_gone_says_so_to_who_has_it_open(scene: &mut Scene) -> Result<()> {
     let opened = File::open(garden.path(&folder))?;
     scene.play("heir: exit 0")?;
     garden.until_gone(scene, "lock")?;
-    let error = file.read_at(&mut [0; 3], 0).unwrap_err();
+    let error = file.read_at(&mut [0; 3], 0).expect_err("it was taken");
     same!("reading", error.raw_os_error(), Some(libc::ENODEV));
     let inside = rustix::fs::openat(
         opened.as_fd(),
@@ -424,7 +424,8 @@ fn writes_that_are_not_documented_are_invalid_and_do_nothing(scene: &mut Scene) 
     // Nothing is written: `: > locked`.
     same!("cut", garden.write("locks/guarded/locked", "")?, None);
     for name in ["status", "events", "locks/guarded/state", "locks/guarded/generation"] {
-        let error = OpenOptions::new().write(true).open(garden.path(name)).unwrap_err();
+        let error =
+            OpenOptions::new().write(true).open(garden.path(name)).expect_err("it was taken");
         same!(name, error.raw_os_error(), Some(libc::EACCES));
     }
     garden.daemon.stop()?;
@@ -442,7 +443,7 @@ fn a_release_of_what_is_free_succeeds_and_of_what_is_held_is_busy(scene: &mut Sc
     same!("held", garden.write("locks/guarded/conf_locked", "0")?, Some(libc::EBUSY));
     let mut appending =
         OpenOptions::new().append(true).open(garden.path("locks/guarded/locked"))?;
-    let error = appending.write_all(b"0\n").unwrap_err();
+    let error = appending.write_all(b"0\n").expect_err("it was taken");
     same!("appended", error.raw_os_error(), Some(libc::EBUSY));
     same!("still", garden.value("locks/guarded/state")?, "held\n");
     garden.daemon.stop()?;

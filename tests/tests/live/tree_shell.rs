@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lockwatch_tests::harness::{Run, Scene, Test, patience};
+use lockwatch_tests::harness::{Run, Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 
@@ -21,7 +21,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
     once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
-    once!(a_reader_is_killed_while_the_daemon_is_stopped).needs(AND_SHELL),
     once!(a_walk_of_a_thousand_locks_takes_a_second).needs(AND_SHELL).within(MINUTE),
     once!(many_readers_and_writers_see_nothing_but_the_contract).needs(NEEDS).within(MINUTE),
 ];
@@ -123,24 +122,6 @@ fn a_follower_is_ended_by_any_signal(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// A daemon that does nothing any more is no worse than a dead one: its readers can be killed.
-fn a_reader_is_killed_while_the_daemon_is_stopped(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::begin(scene, QUICK)?;
-    let status = garden.path("status").display().to_string();
-    garden.daemon.signal(Signal::STOP)?;
-    let cat = scene.program("cat", &[&status])?.start()?;
-    std::thread::sleep(patience::stretched(Duration::from_millis(200)));
-    let sent = Instant::now();
-    cat.signal(Signal::KILL)?;
-    let ended = cat.finish();
-    garden.daemon.signal(Signal::CONT)?;
-    ensure!(ended?.code().is_none(), "it read something from a daemon that was stopped");
-    ensure!(sent.elapsed() < patience::stretched(Duration::from_secs(1)), "it lingered");
-    ensure!(garden.value("status")?.ends_with('\n'), "it does not go on");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
 fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
     let count = patience::rounds(1000).max(20);
     let garden = Garden::begin(scene, QUICK)?;
@@ -170,7 +151,7 @@ fn a_walk_of_a_thousand_locks_takes_a_second(scene: &mut Scene) -> Result<()> {
         ensure!(lines >= count * 11, "{lines} lines of {count} locks");
         best = best.min(run.seconds);
     }
-    println!("    a walk of {count} locks: {best:.3} s");
+    note(&format!("a walk of {count} locks: {best:.3} s"));
     ensure!(
         best <= 1.0 * f64::from(patience::stretched(Duration::from_secs(1)).as_secs() as u32),
         "it took {best:.2} s"
@@ -278,7 +259,7 @@ fn many_readers_and_writers_see_nothing_but_the_contract(scene: &mut Scene) -> R
     let after = resident(garden.daemon.pid())?;
     let (reads, writes) = (reads.into_inner(), writes.into_inner());
     let halfway = *before.get().context("no memory was measured")?;
-    println!("    {reads} reads, {writes} writes; resident {halfway} kB, then {after} kB");
+    note(&format!("{reads} reads, {writes} writes; resident {halfway} kB, then {after} kB"));
     let errors = errors.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !errors.is_empty() {
         bail!("{errors:?}");

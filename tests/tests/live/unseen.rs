@@ -39,7 +39,7 @@ fn leave_in_flight(scene: &mut Scene, path: &str) -> Result<()> {
 
 fn a_lock_in_flight_is_listed_with_its_path(scene: &mut Scene) -> Result<()> {
     leave_in_flight(scene, "lock")?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     same!("path", lock.path, Some(scene.path_text("lock")?));
     lock.is("orphaned/scm_rights")?;
@@ -50,7 +50,7 @@ fn a_lock_in_flight_on_another_mount_is_listed_with_its_path(scene: &mut Scene) 
     scene.private_mounts()?;
     scene.tmpfs("disk")?;
     leave_in_flight(scene, "disk/lock")?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("disk/lock")?)?;
     same!("path", lock.path, Some(scene.path_text("disk/lock")?));
     Ok(())
@@ -68,7 +68,7 @@ fn a_lock_in_flight_whose_file_is_gone_is_flagged(scene: &mut Scene) -> Result<(
          owner: exit 0",
     )?;
     let path = scene.path_text("lock")?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.locks.iter().find(|lock| lock.path.as_ref() == Some(&path));
     lock.context("the lock of the unlinked file is not listed by its path")?.raises("deleted")
 }
@@ -91,7 +91,7 @@ fn what_is_in_flight_from_the_living_is_no_orphan(scene: &mut Scene) -> Result<(
          owner: send tx a
          owner: close a",
     )?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("held")?;
     lock.does_not_raise("acquirer_detached")
@@ -119,7 +119,7 @@ fn many_locks_in_flight_are_all_listed(scene: &mut Scene) -> Result<()> {
     }
     story.push_str("owner: exit 0");
     scene.play(&story)?;
-    let report = scene.report(&scene.run(&["scan", "--json", "--source", "bpf"])?)?;
+    let report = scene.scan_by_bpf()?;
     for number in 0..MANY {
         let name = format!("lock{number}");
         report.only_lock_on(&scene.file(&name)?).context(name)?.is("orphaned/scm_rights")?;

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, Signal};
 
+use super::unseen;
+
 /// The hidden verb.
 pub(crate) const VERB: &str = "bench-holder";
 /// What it says when it holds what it was asked for.
@@ -41,16 +43,29 @@ pub(crate) enum Work {
     Posix,
     /// One file, as many POSIX byte ranges.
     PosixRanges,
+    /// No lock: unix sockets, in pairs with a byte in flight.
+    Sockets,
+    /// No lock: mappings of one file.
+    Mappings,
+    /// Flocks on separate files whose descriptions are in flight in a socket of this process, and
+    /// were taken by a child that is dead.
+    InFlight,
+    /// The child of [`Work::InFlight`]: sends over its standard input and ends.
+    Sender,
     /// No lock that stays: flock and unlock in turn, for so many milliseconds.
     Pairs,
 }
 
-const WORKS: [(&str, Work); 6] = [
+const WORKS: [(&str, Work); 10] = [
     ("mix", Work::Mix),
     ("flocks", Work::Flocks),
     ("shared-flocks", Work::SharedFlocks),
     ("posix", Work::Posix),
     ("posix-ranges", Work::PosixRanges),
+    ("sockets", Work::Sockets),
+    ("mappings", Work::Mappings),
+    ("in-flight", Work::InFlight),
+    ("sender", Work::Sender),
     ("pairs", Work::Pairs),
 ];
 
@@ -90,6 +105,10 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
         say(&format!("{pairs} {}", elapsed.as_nanos()))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if work == Work::Sender {
+        unseen::send_locked(count, &folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let files = take(work, count, &folder)?;
     say(READY)?;
     let mut rest = Vec::new();
@@ -113,8 +132,8 @@ fn raise_descriptor_limit() -> Result<()> {
 pub(crate) fn descriptors(work: Work, count: usize) -> u64 {
     let files = match work {
         Work::Mix => count.div_ceil(LOCKS_PER_FILE),
-        Work::Flocks | Work::SharedFlocks | Work::Posix => count,
-        Work::PosixRanges | Work::Pairs => 1,
+        Work::Flocks | Work::SharedFlocks | Work::Posix | Work::Sockets | Work::Sender => count,
+        Work::PosixRanges | Work::Pairs | Work::Mappings | Work::InFlight => 1,
     };
     files as u64 + SPARE_DESCRIPTORS
 }
@@ -149,7 +168,10 @@ fn take(work: Work, count: usize, folder: &Path) -> Result<Vec<File>> {
             }
             Ok(vec![file])
         }
-        Work::Pairs => Ok(Vec::new()),
+        Work::Sockets => unseen::sockets(count),
+        Work::Mappings => unseen::mappings(count, &numbered(0)),
+        Work::InFlight => unseen::in_flight(count, folder),
+        Work::Pairs | Work::Sender => Ok(Vec::new()),
     }
 }
 
@@ -161,13 +183,13 @@ fn mixed(path: &Path, locks: usize) -> Result<File> {
     Ok(file)
 }
 
-fn flocked(path: &Path, operation: FlockOperation) -> Result<File> {
+pub(super) fn flocked(path: &Path, operation: FlockOperation) -> Result<File> {
     let file = open(path)?;
     rustix::fs::flock(&file, operation).with_context(|| format!("flock {}", path.display()))?;
     Ok(file)
 }
 
-fn open(path: &Path) -> Result<File> {
+pub(super) fn open(path: &Path) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

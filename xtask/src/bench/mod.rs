@@ -10,9 +10,11 @@ mod holders;
 pub(crate) mod listing;
 mod machine;
 mod measure;
+mod overhead;
 mod report;
 mod scenario;
 mod table;
+mod unseen;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -36,6 +38,9 @@ use table::Style;
 pub(crate) enum Subject {
     /// `lockwatch scan` of 1,000 to 100,000 locks, beside lslocks and a read of /proc/locks
     Scan(ScanArgs),
+    /// What the history adds to taking and giving up locks, beside empty programs, a bare table,
+    /// bpftrace and strace
+    Overhead(overhead::OverheadArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -57,7 +62,10 @@ pub(crate) struct ScanArgs {
 
 /// Runs the benchmark.
 pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
-    let Subject::Scan(args) = subject;
+    let args = match subject {
+        Subject::Scan(args) => args,
+        Subject::Overhead(args) => return overhead::run(args),
+    };
     let binary = match &args.binary {
         Some(binary) => {
             binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?
@@ -126,11 +134,17 @@ fn measure_all(args: &ScanArgs, binary: &std::path::Path) -> Result<Results> {
         lslocks_is_there: machine.lslocks.is_some(),
     };
     let idle = bench.idle()?;
+    let unseen = bench.unseen()?;
     let one_file = bench.one_file()?;
     let pairs = bench.disturbance()?;
     let cells = bench.cells()?;
-    let goals =
-        goals::all(&Measured { cells: &cells, one_file: &one_file, idle: &idle, pairs: &pairs });
+    let goals = goals::all(&Measured {
+        cells: &cells,
+        one_file: &one_file,
+        idle: &idle,
+        unseen: &unseen,
+        pairs: &pairs,
+    });
     let load_after = machine::load()?;
-    Ok(Results { machine, load_after, cells, one_file, idle, pairs, goals })
+    Ok(Results { machine, load_after, cells, one_file, idle, unseen, pairs, goals })
 }

@@ -8,7 +8,10 @@ use super::contender::Source;
 use super::goals::{self, Goal, Ratio};
 use super::machine::Machine;
 use super::measure::Stats;
-use super::scenario::{Beside, Cell, Idle, LSLOCKS_BOUND, OneFile, Pairs, Peer, Scans};
+use super::scenario::{
+    Beside, Cell, IN_FLIGHT, Idle, LSLOCKS_BOUND, MAPPINGS, OneFile, Pairs, Peer, SOCKETS, Scans,
+    Unseen,
+};
 use super::table::{Style, Table, count, megabytes, time, times};
 
 /// All of one run.
@@ -18,6 +21,7 @@ pub(super) struct Results {
     pub(super) cells: Vec<Cell>,
     pub(super) one_file: Vec<OneFile>,
     pub(super) idle: Idle,
+    pub(super) unseen: Unseen,
     pub(super) pairs: Vec<Pairs>,
     pub(super) goals: Vec<Goal>,
 }
@@ -25,8 +29,15 @@ pub(super) struct Results {
 impl Results {
     /// Everything, as a human reads it.
     pub(super) fn text(&self, style: Style) -> String {
-        let tables =
-            [self.cells(), self.memory(), self.one_file(), self.idle(), self.pairs(), self.goals()];
+        let tables = [
+            self.cells(),
+            self.memory(),
+            self.one_file(),
+            self.idle(),
+            self.unseen(),
+            self.pairs(),
+            self.goals(),
+        ];
         let tables = tables.iter().map(|table| table.text(style));
         std::iter::once(self.conditions(style)).chain(tables).collect()
     }
@@ -45,6 +56,11 @@ impl Results {
             "cells": self.cells.iter().map(cell_json).collect::<Vec<_>>(),
             "one_file": self.one_file.iter().map(one_file_json).collect::<Vec<_>>(),
             "idle": {"bpf": scans_json(&self.idle.bpf), "procfs": scans_json(&self.idle.procfs)},
+            "unseen": {
+                "alone": scans_json(&self.unseen.alone),
+                "around": scans_json(&self.unseen.around),
+                "in_flight": scans_json(&self.unseen.in_flight),
+            },
             "pairs": self.pairs.iter().map(pairs_json).collect::<Vec<_>>(),
             "goals": self.goals.iter().map(|goal| json!({
                 "goal": goal.what, "measured": goal.measured, "verdict": goal.verdict.word(),
@@ -80,7 +96,7 @@ impl Results {
     fn most_others(&self) -> f64 {
         let cells = self.cells.iter().map(|cell| cell.others);
         let one_file = self.one_file.iter().map(|one| one.others);
-        cells.chain(one_file).chain([self.idle.others]).fold(0.0, f64::max)
+        cells.chain(one_file).chain([self.idle.others, self.unseen.others]).fold(0.0, f64::max)
     }
 
     fn cells(&self) -> Table {
@@ -177,6 +193,32 @@ impl Results {
             "The last column, which the goals take, leaves out what a scan of the idle machine \
              costs, unless the locks add less than a quarter to that.",
         );
+        table
+    }
+
+    fn unseen(&self) -> Table {
+        let mut table = Table::new(
+            "What no fd table shows (bpf, beside 10,000 locks)",
+            &["beside the locks", "median", "min", "cpu", "peak memory"],
+        );
+        let sockets = format!("{} sockets, {} mappings", count(SOCKETS), count(MAPPINGS));
+        let orphans = format!("and {} orphans in flight", count(IN_FLIGHT));
+        let Unseen { alone, around, in_flight, .. } = &self.unseen;
+        for (what, scans) in
+            [("nothing".to_owned(), alone), (sockets, around), (orphans, in_flight)]
+        {
+            table.row([
+                what,
+                time(scans.seconds.median),
+                time(scans.seconds.least),
+                time(scans.cpu),
+                megabytes(scans.peak),
+            ]);
+        }
+        table.note(format!(
+            "What is in flight must be seen twice: the last row holds a wait of {}.",
+            time(goals::GRACE)
+        ));
         table
     }
 

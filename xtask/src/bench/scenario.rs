@@ -114,6 +114,22 @@ pub(super) struct Idle {
     pub(super) others: f64,
 }
 
+/// What no fd table shows, around and in flight, while a machine has [`AROUND`]'s locks.
+pub(super) struct Unseen {
+    /// The locks alone.
+    pub(super) alone: Scans,
+    /// With so many sockets and mappings around.
+    pub(super) around: Scans,
+    /// With so many orphans in flight besides.
+    pub(super) in_flight: Scans,
+    pub(super) others: f64,
+}
+
+/// Sockets, mappings and orphans of [`Unseen`].
+pub(super) const SOCKETS: usize = 10_000;
+pub(super) const MAPPINGS: usize = 1_000;
+pub(super) const IN_FLIGHT: usize = 1_000;
+
 /// What runs beside a process that locks and unlocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beside {
@@ -232,6 +248,26 @@ impl Bench<'_> {
         let procfs = self.scans(Source::Procfs, self.extent.idle_runs)?;
         step.done(&format!("bpf {:.0} ms", bpf.seconds.median * 1e3));
         Ok(Idle { bpf, procfs, others })
+    }
+
+    /// What is around and what is in flight, with BPF: /proc shows none of it.
+    pub(super) fn unseen(&self) -> Result<Unseen> {
+        let step = Step::start("sockets, mappings and locks in flight");
+        let folder = self.folder.below("unseen");
+        let runs = self.extent.linear_runs;
+        let _locks = AROUND.start(&folder.join("locks"))?;
+        let others = machine::quiet()?;
+        let alone = self.scans(Source::Bpf, runs)?;
+        let crowd = |work, locks, processes| Crowd { work, locks, processes };
+        let _sockets = crowd(Work::Sockets, SOCKETS, 10).start(&folder.join("sockets"))?;
+        let _mappings = crowd(Work::Mappings, MAPPINGS, 1).start(&folder.join("mappings"))?;
+        let around = self.scans(Source::Bpf, runs)?;
+        let orphans = folder.join("orphans");
+        let _in_flight = crowd(Work::InFlight, IN_FLIGHT, 1).start(&orphans)?;
+        self.lockwatch.check(Source::Bpf, &orphans, IN_FLIGHT)?;
+        let in_flight = self.scans(Source::Bpf, runs)?;
+        step.done(&format!("{:.0} ms with orphans", in_flight.seconds.median * 1e3));
+        Ok(Unseen { alone, around, in_flight, others })
     }
 
     fn scans(&self, source: Source, runs: usize) -> Result<Scans> {

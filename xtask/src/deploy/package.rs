@@ -35,7 +35,7 @@ pub(super) const TESTS: &[Test] = &[
         body: reproducible,
     },
     Test {
-        name: "package::it_installs_upgrades_and_purges_in_a_throw_away_root",
+        name: "package::it_installs_runs_upgrades_without_a_gap_and_purges_in_a_throw_away_root",
         needs: &["dpkg", "unshare", "chroot"],
         root: true,
         body: life,
@@ -97,15 +97,34 @@ must test "$(dpkg-query --show --showformat '${Version} ${Status}' lockwatch)" =
 must man --path 5 lockwatch.toml >/dev/null 2>&1 || must test -f /usr/share/man/man5/lockwatch.toml.5.gz
 
 # What the administrator changed outlives an upgrade, and so does the unit's being disabled.
-echo 'long_wait = "45s"' >> /etc/lockwatch/lockwatch.toml
+printf 'long_wait = "45s"\nmetrics_listen = "unix:/run/metrics.sock"\n' >> /etc/lockwatch/lockwatch.toml
+begin() {
+    lockwatch daemon --log /packages/events & daemon=$!
+    tries=0
+    until test "$(grep --count '"kind":"started"' /packages/events 2>/dev/null)" = "$1"; do
+        tries=$((tries + 1))
+        must test "$tries" -lt 300
+        sleep 0.1
+    done
+}
+end() { kill "$daemon"; wait "$daemon"; }
+begin 1
+must grep --quiet '"continued":false' /packages/events
+end
 DPKG_MAINTSCRIPT_PACKAGE=lockwatch deb-systemd-helper disable lockwatch.service >/dev/null
 dpkg --force-confold --install "$2" >/dev/null
 must grep --quiet 'long_wait = "45s"' /etc/lockwatch/lockwatch.toml
 must_not test -L /etc/systemd/system/multi-user.target.wants/lockwatch.service
 must_not test "$(dpkg-query --show --showformat '${Version}' lockwatch)" = "0.0.1-1"
+# The kernel side went on recording meanwhile.
+begin 2
+must grep --quiet '"continued":true' /packages/events
+end
+must test -e /sys/fs/bpf/lockwatch
 
 dpkg --remove lockwatch >/dev/null 2>&1
 must_not test -e /usr/bin/lockwatch
+must_not test -e /sys/fs/bpf/lockwatch
 must test -f /etc/lockwatch/lockwatch.toml
 dpkg --purge lockwatch >/dev/null 2>&1
 must_not test -e /etc/lockwatch
@@ -124,6 +143,8 @@ mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 mount -t proc proc "$1/root/proc"
 mount --rbind /dev "$1/root/dev"
+mount -t sysfs sysfs "$1/root/sys"
+mount -t bpf bpf "$1/root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$1/root/run"
 mkdir "$1/root/packages"
 cp "$3" "$1/root/packages/old.deb"

@@ -1,5 +1,6 @@
 //! The systemd unit: sound, and as exposed as the documentation says.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -21,7 +22,41 @@ pub(super) const TESTS: &[Test] = &[
         root: false,
         body: exposure,
     },
+    Test {
+        name: "unit::every_system_call_of_the_daemon_is_one_that_the_unit_allows",
+        needs: &["systemd-analyze", "strace", "unshare", "curl"],
+        root: true,
+        body: system_calls,
+    },
 ];
+
+/// Lets a daemon watch an orphan come and go, answer a scrape and end, and leaves what it called in
+/// `$1/trace`. `$2` is the binary.
+const WATCHED: &str = r#"
+set -eu
+mount -t tmpfs -o mode=0755 tmpfs /srv
+mkdir /srv/bpf
+mount -t bpf bpf /srv/bpf
+cat > /srv/l.toml <<END
+mount = "/srv/tree"
+state_dir = "/srv/bpf/lockwatch"
+metrics_listen = "unix:/srv/metrics.sock"
+gc_interval = "500ms"
+END
+strace -f -qq -o "$1/trace" "$2" daemon --config /srv/l.toml --log /srv/log &
+tries=0
+until grep --quiet started /srv/log 2>/dev/null && [ -S /srv/metrics.sock ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 300 ]
+    sleep 0.1
+done
+curl --silent --fail --unix-socket /srv/metrics.sock http://localhost/metrics > /srv/scraped
+# flock(1) is gone at once, and sleep(1), born later, has its descriptor.
+sh -c 'exec 9>/srv/file; flock 9; (sleep 1; exec sleep 4) &' &
+sleep 6
+kill "$(sed -n 's/^\([0-9]*\) .*/\1/p;q' "$1/trace")"
+wait %1
+"#;
 
 /// In the documentation, before the score.
 const STATED: &str = "Overall exposure level: ";
@@ -64,4 +99,65 @@ fn exposure(_: &dist::Made) -> Result<()> {
     let stated = stated.map(|stated| stated.trim_end_matches(['.', ',']));
     ensure!(stated == Some(score), "it is {score}, docs/service.md states {stated:?}");
     Ok(())
+}
+
+fn system_calls(_: &dist::Made) -> Result<()> {
+    let folder = tempfile::tempdir().context("a folder for the trace")?;
+    let script = folder.path().join("watched");
+    fs::write(&script, WATCHED).context("the script")?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "bash"]).arg(&script).arg(folder.path()).arg(workspace::binary());
+    command::capture(&mut unshare, "")?;
+    let trace = fs::read_to_string(folder.path().join("trace")).context("the trace")?;
+    let made: BTreeSet<&str> = trace.lines().filter_map(call).collect();
+    ensure!(made.contains("bpf") && made.contains("accept4"), "it did not do its work: {made:?}");
+    let path = workspace::root().join("deploy/systemd/lockwatch.service");
+    let unit = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let filter = unit.lines().find_map(|line| line.strip_prefix("SystemCallFilter="));
+    let mut allowed = BTreeSet::new();
+    for word in filter.context("the unit has no filter")?.split(' ') {
+        allow(word, &mut allowed)?;
+    }
+    let refused: Vec<_> = made.iter().filter(|call| !allowed.contains(**call)).collect();
+    ensure!(refused.is_empty(), "the unit's filter would refuse {refused:?}");
+    Ok(())
+}
+
+/// The system call of a line of strace(1).
+fn call(line: &str) -> Option<&str> {
+    let name = line.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
+    let name = name.split_once('(')?.0;
+    let is_name =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_name.then_some(name)
+}
+
+/// Adds a system call, or those of a set as systemd has it.
+fn allow(word: &str, allowed: &mut BTreeSet<String>) -> Result<()> {
+    if !word.starts_with('@') {
+        allowed.insert(word.to_owned());
+        return Ok(());
+    }
+    let mut list = Command::new("systemd-analyze");
+    let text = command::capture(list.args(["--no-pager", "syscall-filter", word]), "")?;
+    for member in text.lines().skip(1).map(str::trim) {
+        if !member.is_empty() && !member.starts_with('#') {
+            allow(member, allowed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_read_from_a_trace_and_signals_are_not() {
+        assert_eq!(call("123   bpf(BPF_MAP_CREATE, ...) = 3"), Some("bpf"));
+        assert_eq!(call("77 accept4(9, NULL, NULL, SOCK_CLOEXEC) = 4"), Some("accept4"));
+        assert_eq!(call("77 +++ exited with 0 +++"), None);
+        assert_eq!(call("77 --- SIGTERM {si_signo=SIGTERM} ---"), None);
+        assert_eq!(call("77 <... read resumed>\"\", 1) = 0"), None);
+    }
 }

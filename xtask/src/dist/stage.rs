@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::{command, workspace};
 
 /// Files of the repository, and where they go.
-const COPIED: [(&str, &str); 9] = [
+const COPIED: [(&str, &str); 11] = [
     ("deploy/lockwatch.toml", "etc/lockwatch/lockwatch.toml"),
     ("deploy/systemd/lockwatch.service", "usr/lib/systemd/system/lockwatch.service"),
     ("deploy/prometheus/lockwatch.rules.yml", "usr/share/lockwatch/prometheus/lockwatch.rules.yml"),
@@ -22,6 +22,8 @@ const COPIED: [(&str, &str); 9] = [
     ("deploy/kubernetes/daemonset.yaml", "usr/share/doc/lockwatch/examples/daemonset.yaml"),
     ("deploy/debian/copyright", "usr/share/doc/lockwatch/copyright"),
     ("docs/configuration.md", "usr/share/doc/lockwatch/configuration.md"),
+    ("docs/service.md", "usr/share/doc/lockwatch/service.md"),
+    ("docs/kubernetes.md", "usr/share/doc/lockwatch/kubernetes.md"),
     ("README.md", "usr/share/doc/lockwatch/README.md"),
 ];
 /// Folders of which every file goes.

@@ -45,7 +45,7 @@ const AT_ONCE: usize = 2;
 const PATIENCE: [&str; 2] = ["--patience", "5"];
 
 /// How long one VM may take where nothing else is said.
-const VM_SECONDS: u64 = 600;
+const VM_SECONDS: u64 = 1500;
 
 /// How often a kernel is booted that ends or hangs before a test could have anything to do with
 /// it.
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Run only the tests whose name contains this
     #[arg(long, value_name = "TESTFILTER")]
     filter: Option<String>,
+    /// Leave the tests of these themes out
+    #[arg(long, value_name = "THEME,…", value_delimiter = ',')]
+    without: Vec<String>,
     /// How long one VM may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = VM_SECONDS)]
     timeout: u64,
@@ -108,8 +111,9 @@ pub(crate) fn prerequisites() -> Result<()> {
 }
 
 /// The whole matrix; what came of it, after its table was printed.
-pub(crate) fn matrix(within: Duration) -> Result<Tally> {
-    let args = Args { within: Some(within), timeout: VM_SECONDS, ..Args::default() };
+pub(crate) fn matrix(within: Duration, without: &[&str]) -> Result<Tally> {
+    let without = without.iter().map(|&theme| theme.to_owned()).collect();
+    let args = Args { within: Some(within), timeout: VM_SECONDS, without, ..Args::default() };
     let (output, columns) = columns(&args, Instant::now())?;
     publish(&args, &output, &columns)?;
     Ok(report::tally(&columns))
@@ -162,6 +166,7 @@ fn columns(args: &Args, started: Instant) -> Result<(PathBuf, Vec<Column>)> {
         output,
         refresh: args.refresh,
         keep_logs: args.keep_logs,
+        without: args.without.clone(),
     };
     let mut columns = run.all(&guests);
     if interrupt::happened() {
@@ -205,6 +210,7 @@ struct Run {
     output: PathBuf,
     refresh: bool,
     keep_logs: bool,
+    without: Vec<String>,
 }
 
 impl Run {
@@ -324,6 +330,9 @@ impl Run {
         if !self.self_check {
             // A broken loader must not turn tests into skips.
             arguments.extend(["--require".to_owned(), guest.require.to_owned()]);
+            if !self.without.is_empty() {
+                arguments.extend(["--without".to_owned(), self.without.join(",")]);
+            }
         }
         arguments.extend(filter.map(str::to_owned));
         arguments

@@ -44,7 +44,7 @@ impl<'a> Past<'a> {
     /// Who `process` is, which has the recorded pid now.
     pub(super) fn tenant(&self, process: &Process) -> Tenant {
         match process.start {
-            Some(start) if is_same(start, self.taken.by.id.start) => Tenant::Acquirer,
+            Some(start) if start.is_same(self.taken.by.id.start) => Tenant::Acquirer,
             Some(_) => Tenant::Another,
             None => Tenant::Unknown,
         }
@@ -87,11 +87,6 @@ pub(in crate::engine) fn birth(
     start: Option<StartTime>,
 ) -> Option<Birth> {
     Past::of(facts, acquirer).map(|past| past.birth_of(start))
-}
-
-/// procfs tells clock ticks, the kernel's own tables nanoseconds.
-fn is_same(one: StartTime, other: StartTime) -> bool {
-    one == other || (one.is_whole_ticks() || other.is_whole_ticks()) && one.ticks() == other.ticks()
 }
 
 /// The verdict on a lock that its acquirer no longer refers to, from how the survivors came by it.

@@ -10,7 +10,7 @@ use super::schedule::Schedule;
 use super::telling::{News, Scene};
 use crate::engine::event::{Kind, Member, Party};
 use crate::engine::id::LockId;
-use crate::engine::identity::{BootTime, Pid, ProcessId, RecordedPid};
+use crate::engine::identity::{BootTime, Pid, ProcessId, RecordedPid, StartTime};
 use crate::engine::view::View;
 
 /// Parents that are looked at above a process.
@@ -36,6 +36,11 @@ type Wait = (ProcessId, LockId, Option<BootTime>);
 type Link = (Pid, u32);
 
 impl Deadlocks {
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.seen.values().map(|seen| seen.waits.len()).sum()
+    }
+
     /// A new view, of a reading that was begun at `begun`.
     pub(super) fn read(
         &mut self,
@@ -78,6 +83,8 @@ fn waits(view: &View, cycle: &[Link]) -> Option<Vec<Wait>> {
             waiter.requester == RecordedPid::Local(pid) && view.blockers[*place].contains(&lock)
         });
         let since = of_pid.next()?.1.since;
+        // One reading may know it in clock ticks alone, and the next exactly.
+        let start = StartTime::from_ticks(start.ticks());
         Some((ProcessId { pid, start }, view.locks.get(lock as usize)?.id.key(), since))
     };
     cycle.iter().map(wait).collect()

@@ -11,12 +11,15 @@ use super::telling::{News, Scene};
 use crate::engine::classify::{Reason, State};
 use crate::engine::event::{Kind, Party};
 use crate::engine::id::LockId;
-use crate::engine::identity::{BootTime, ProcessId};
+use crate::engine::identity::{BootTime, ProcessId, StartTime};
 use crate::engine::input::{Attempt, Ended};
 use crate::engine::snapshot::Death;
 
 /// Attempts, and ends of locks, that are remembered at once.
 const MOST: usize = 1 << 12;
+
+/// Before every other process.
+const FIRST: ProcessId = ProcessId { pid: i32::MIN, start: StartTime(0) };
 
 /// Attempts that wait for what becomes of the lock. Bounded by the grace and [`MOST`].
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,8 @@ pub(super) struct ExitRaces {
     /// The kernel may tell of an attempt after the end of the lock that it met. With each end those
     /// whose attempt was told.
     ended: BTreeMap<LockId, (Ended, BTreeSet<ProcessId>)>,
+    /// The same by age.
+    ends: BTreeSet<(BootTime, LockId)>,
     forgotten: u64,
 }
 
@@ -62,19 +67,26 @@ impl ExitRaces {
         let key = ended.lock.id.key();
         let mut news = Vec::new();
         let mut told = BTreeSet::new();
-        self.pending.retain(|(id, by), (attempt, death)| {
-            if *id != key {
-                return true;
+        let of_lock: Vec<(LockId, ProcessId)> = self
+            .pending
+            .range((key, FIRST)..)
+            .map(|(at, _)| *at)
+            .take_while(|(id, _)| *id == key)
+            .collect();
+        for at in of_lock {
+            if let Some((attempt, death)) = self.pending.remove(&at)
+                && is_end_of(ended, &death, &attempt)
+            {
+                told.insert(at.1);
+                news.push(tell(&attempt, death, Some(ended), scene));
             }
-            if is_end_of(ended, death, attempt) {
-                told.insert(*by);
-                news.push(tell(attempt, *death, Some(ended), scene));
-            }
-            false
-        });
-        self.ended.insert(key, (ended.clone(), told));
-        if self.ended.len() > MOST {
-            self.ended.pop_first();
+        }
+        if let Some((before, _)) = self.ended.insert(key, (ended.clone(), told)) {
+            self.ends.remove(&(before.at, key));
+        }
+        self.ends.insert((ended.at, key));
+        if self.ends.len() > MOST {
+            self.forget_an_end();
         }
         news
     }
@@ -99,7 +111,21 @@ impl ExitRaces {
 
     /// Forgets what is too old.
     pub(super) fn expire(&mut self, now: BootTime) {
-        self.ended.retain(|_, (ended, _)| ended.at.after(2 * reorder::WINDOW) > now);
+        while self.ends.first().is_some_and(|(at, _)| at.after(2 * reorder::WINDOW) <= now) {
+            self.forget_an_end();
+        }
+    }
+
+    fn forget_an_end(&mut self) {
+        if let Some((_, id)) = self.ends.pop_first() {
+            self.ended.remove(&id);
+        }
+    }
+
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        let told = self.ended.values().map(|(_, told)| told.len());
+        self.pending.len() + self.ended.len() + told.sum::<usize>()
     }
 
     /// How many attempts had to be forgotten since the last call.

@@ -18,15 +18,27 @@ const MOST: usize = 1 << 12;
 #[derive(Clone, Debug)]
 pub(super) struct Handoffs {
     window: u64,
-    open: BTreeMap<LockId, Ended>,
-    /// The kernel says that a lock was given back only after another may have got it.
-    early: BTreeSet<(BootTime, Acquired)>,
+    open: BTreeMap<FileId, BTreeMap<LockId, Ended>>,
+    /// The same by the moment of the crash.
+    crashes: BTreeSet<(BootTime, FileId, LockId)>,
+    /// Acquisitions of the last moments: the kernel says that a lock was given back only after
+    /// another may have got it.
+    early: BTreeMap<FileId, BTreeSet<(BootTime, Acquired)>>,
+    /// The same by age.
+    takings: BTreeSet<(BootTime, FileId)>,
     forgotten: u64,
 }
 
 impl Handoffs {
     pub(super) fn new(window: u64) -> Self {
-        Self { window, open: BTreeMap::new(), early: BTreeSet::new(), forgotten: 0 }
+        Self {
+            window,
+            open: BTreeMap::new(),
+            crashes: BTreeSet::new(),
+            early: BTreeMap::new(),
+            takings: BTreeSet::new(),
+            forgotten: 0,
+        }
     }
 
     /// A lock ended that did not outlive its owner.
@@ -34,13 +46,17 @@ impl Handoffs {
         if !is_crash(&ended) {
             return None;
         }
-        let taker = self.early.iter().map(|(_, taker)| taker);
-        if let Some(taker) = taker.clone().find(|taker| self.is_next(&ended, taker)) {
+        let early = self.early.get(&ended.lock.file).into_iter().flatten();
+        if let Some((_, taker)) = early.into_iter().find(|(_, taker)| self.is_next(&ended, taker)) {
             return Some(tell(&ended, taker, scene));
         }
-        self.open.insert(ended.lock.id.key(), ended);
-        if self.open.len() > MOST {
-            self.open.pop_first();
+        let (at, file, id) = (ended.death.at, ended.lock.file, ended.lock.id.key());
+        if let Some(before) = self.open.entry(file).or_default().insert(id, ended) {
+            self.crashes.remove(&(before.death.at, file, id));
+        }
+        self.crashes.insert((at, file, id));
+        if self.crashes.len() > MOST {
+            self.forget_a_crash();
             self.forgotten += 1;
         }
         None
@@ -48,37 +64,39 @@ impl Handoffs {
 
     /// A lock was taken.
     pub(super) fn acquire(&mut self, taker: &Acquired, scene: Scene<'_>) -> Vec<News> {
-        let of_file = |ended: &Ended| ended.lock.file == taker.lock.file;
-        let next: Vec<LockId> = self
-            .open
-            .iter()
-            .filter(|(_, ended)| of_file(ended) && self.is_next(ended, taker))
-            .map(|(&id, _)| id)
+        let file = taker.lock.file;
+        let open = self.open.get(&file).into_iter().flatten();
+        let next: Vec<Ended> = open
+            .filter(|(_, ended)| self.is_next(ended, taker))
+            .map(|(_, ended)| ended.clone())
             .collect();
-        let ended: Vec<Ended> = next.iter().filter_map(|id| self.open.remove(id)).collect();
-        self.early.insert((taker.at, taker.clone()));
-        if self.early.len() > MOST {
-            self.early.pop_first();
+        for ended in &next {
+            self.close(ended.death.at, file, ended.lock.id.key());
         }
-        ended.iter().map(|ended| tell(ended, taker, scene)).collect()
+        self.early.entry(file).or_default().insert((taker.at, taker.clone()));
+        self.takings.insert((taker.at, file));
+        if self.takings.len() > MOST {
+            self.forget_a_taking();
+        }
+        next.iter().map(|ended| tell(ended, taker, scene)).collect()
     }
 
     /// Forgets what is too old.
     pub(super) fn expire(&mut self, now: BootTime) {
         let until = self.window.saturating_add(2 * reorder::WINDOW);
-        self.open.retain(|_, ended| ended.death.at.after(until) > now);
-        self.early.retain(|(at, _)| at.after(2 * reorder::WINDOW) > now);
+        while self.crashes.first().is_some_and(|(at, ..)| at.after(until) <= now) {
+            self.forget_a_crash();
+        }
+        let until = 2 * reorder::WINDOW;
+        while self.takings.first().is_some_and(|(at, _)| at.after(until) <= now) {
+            self.forget_a_taking();
+        }
     }
 
-    /// When [`Self::expire`] has something to forget on whose file attention is still paid.
-    pub(super) fn deadline(&self) -> Option<BootTime> {
-        let until = self.window.saturating_add(2 * reorder::WINDOW);
-        self.open.values().map(|ended| ended.death.at.after(until)).min()
-    }
-
-    /// The files whose next acquisition matters.
-    pub(super) fn files(&self) -> impl Iterator<Item = FileId> {
-        self.open.values().map(|ended| ended.lock.file)
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        let early = self.early.values().map(BTreeSet::len);
+        self.crashes.len() + self.takings.len() + early.sum::<usize>()
     }
 
     /// How many crashes had to be forgotten since the last call.
@@ -86,12 +104,39 @@ impl Handoffs {
         std::mem::take(&mut self.forgotten)
     }
 
+    fn forget_a_crash(&mut self) {
+        if let Some((at, file, id)) = self.crashes.first().copied() {
+            self.close(at, file, id);
+        }
+    }
+
+    fn close(&mut self, at: BootTime, file: FileId, id: LockId) {
+        self.crashes.remove(&(at, file, id));
+        if let Some(of_file) = self.open.get_mut(&file) {
+            of_file.remove(&id);
+            if of_file.is_empty() {
+                self.open.remove(&file);
+            }
+        }
+    }
+
+    fn forget_a_taking(&mut self) {
+        let Some((at, file)) = self.takings.pop_first() else { return };
+        if let Some(of_file) = self.early.get_mut(&file) {
+            while of_file.first().is_some_and(|(taken, _)| *taken <= at) {
+                of_file.pop_first();
+            }
+            if of_file.is_empty() {
+                self.early.remove(&file);
+            }
+        }
+    }
+
     /// Whoever got what conflicts with an exclusive lock after its owner's death can only have got
     /// it after its end.
     fn is_next(&self, ended: &Ended, taker: &Acquired) -> bool {
         let (old, new) = (&ended.lock, &taker.lock);
-        old.file == new.file
-            && old.kind.conflict_class() == new.kind.conflict_class()
+        old.kind.conflict_class() == new.kind.conflict_class()
             && old.range.overlaps(new.range)
             && taker.by.id != ended.by.id
             && ended.death.at <= taker.at
@@ -100,7 +145,7 @@ impl Handoffs {
 }
 
 /// True of an exclusive lock that ended because its owner died without unlocking it.
-pub(super) fn is_crash(ended: &Ended) -> bool {
+fn is_crash(ended: &Ended) -> bool {
     let is_lock = matches!(ended.lock.kind, LockKind::Flock | LockKind::Posix | LockKind::Ofd);
     is_lock && ended.is_by_death() && ended.lock.access == Access::Write && !ended.death.is_clean()
 }

@@ -36,6 +36,11 @@ pub(super) struct LongWaits {
 }
 
 impl LongWaits {
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.waits.len()
+    }
+
     /// A new view, of a reading that was begun at `begun`.
     pub(super) fn read(
         &mut self,

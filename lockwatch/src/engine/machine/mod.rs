@@ -42,6 +42,9 @@ use super::view::View;
 
 pub use reorder::WINDOW as REORDER_WINDOW;
 
+/// Events that wait for the path of their file at once.
+const MOST_HELD: usize = 1 << 12;
+
 /// The state between two inputs.
 #[derive(Debug)]
 pub struct Engine {
@@ -49,6 +52,8 @@ pub struct Engine {
     /// The number of the last event.
     seq: u64,
     view: Arc<View>,
+    /// When the reading of the view was begun.
+    begun: BootTime,
     watched: BTreeMap<FileId, Watched>,
     schedule: Schedule,
     reorder: Reorder,
@@ -59,9 +64,16 @@ pub struct Engine {
     replaced: Replaced,
     deadlocks: Deadlocks,
     long_waits: LongWaits,
+    /// What is not told yet, because the next reading may know the path.
+    held: Vec<(BootTime, News)>,
+    /// What the calendar's clock is ahead of the boot clock.
+    shift: Option<u64>,
     /// Records that were lost, and when that was known.
     lost: Option<(u64, BootTime)>,
-    attended: Vec<FileId>,
+    /// What was asked for last. At first a daemon before may have asked for something else.
+    attended: Option<Vec<FileId>>,
+    /// Whether that may have changed.
+    reconsider: bool,
 }
 
 impl Engine {
@@ -70,6 +82,7 @@ impl Engine {
         Self {
             seq: 0,
             view: nothing(),
+            begun: BootTime(0),
             watched: BTreeMap::new(),
             schedule: Schedule::new(settings.gc_interval),
             reorder: Reorder::default(),
@@ -80,8 +93,11 @@ impl Engine {
             replaced: Replaced::default(),
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
+            held: Vec::new(),
+            shift: None,
             lost: None,
-            attended: Vec::new(),
+            attended: None,
+            reconsider: true,
             settings,
         }
     }
@@ -94,14 +110,31 @@ impl Engine {
     /// When [`Self::step`] should be called with a [`Input::Tick`] unless there is something else
     /// before.
     pub fn deadline(&self) -> Option<BootTime> {
-        let due = [self.reorder.deadline(), self.handoffs.deadline()];
-        let due = due.into_iter().flatten();
-        Some(due.fold(self.schedule.deadline(), BootTime::min))
+        let due = self.schedule.deadline();
+        Some(self.reorder.deadline().map_or(due, |record| record.min(due)))
+    }
+
+    /// How many entries it remembers besides the view. It stays below what the locks and waiters of
+    /// the newest reading, the files that are watched, and fixed numbers add up to.
+    pub fn remembered(&self) -> usize {
+        self.watched.len()
+            + self.schedule.remembered()
+            + self.reorder.remembered()
+            + self.orphans.remembered()
+            + self.handoffs.remembered()
+            + self.exit_races.remembered()
+            + self.recycled.remembered()
+            + self.replaced.remembered()
+            + self.deadlocks.remembered()
+            + self.long_waits.remembered()
+            + self.held.len()
+            + self.attended.as_ref().map_or(0, Vec::len)
     }
 
     /// Takes one input in. Times that run backwards are no error, and nothing happens earlier for
     /// them.
     pub fn step(&mut self, now: Moment, input: Input) -> Vec<Output> {
+        let now = self.steady(now);
         let mut news = Vec::new();
         self.settle(now.boot, &mut news);
         self.take(now.boot, input, &mut news);
@@ -118,15 +151,50 @@ impl Engine {
             self.seq += 1;
             outputs.push(Output::Event(Box::new(news.numbered(self.seq, now))));
         }
-        let attended = self.attention();
-        if attended != self.attended {
-            self.attended.clone_from(&attended);
-            outputs.push(Output::Attend(attended));
+        if std::mem::take(&mut self.reconsider) {
+            let attended = self.attention();
+            if self.attended.as_ref() != Some(&attended) {
+                self.attended = Some(attended.clone());
+                outputs.push(Output::Attend(attended));
+            }
         }
         if self.schedule.poll(now.boot) {
             outputs.push(Output::Read);
         }
         outputs
+    }
+
+    /// The moment by one relation of the two clocks, as long as they agree to a millisecond: the
+    /// start of a process is to be the same in every event.
+    fn steady(&mut self, now: Moment) -> Moment {
+        const SLACK: u64 = 1_000_000;
+        let shifted = now.unix.wrapping_sub(now.boot.0);
+        let steady = self
+            .shift
+            .filter(|&shift| shifted.wrapping_sub(shift).min(shift.wrapping_sub(shifted)) < SLACK);
+        let shift = *self.shift.insert(steady.unwrap_or(shifted));
+        Moment { unix: now.boot.0.wrapping_add(shift), ..now }
+    }
+
+    /// Leaves a race of whose file the path is not known until the next reading, which may know it.
+    fn hold_back(&mut self, races: Vec<News>, now: BootTime, news: &mut Vec<News>) {
+        for race in races {
+            if self.held.len() < MOST_HELD && race.wants_a_path() {
+                self.schedule.at(now);
+                self.held.push((now, race));
+            } else {
+                news.push(race);
+            }
+        }
+    }
+
+    /// Tells what waited for a reading that was begun at `begun`.
+    fn let_go(&mut self, begun: BootTime) -> Vec<News> {
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (due, wait): (Vec<_>, Vec<_>) = held.partition(|(at, _)| *at <= begun);
+        self.held = wait;
+        let scene = Scene { view: &self.view, watched: &self.watched };
+        due.into_iter().map(|(_, news)| news.with_path(scene)).collect()
     }
 
     fn take(&mut self, now: BootTime, input: Input, news: &mut Vec<News>) {
@@ -163,34 +231,39 @@ impl Engine {
     fn settle(&mut self, now: BootTime, news: &mut Vec<News>) {
         while let Some(record) = self.reorder.next(now) {
             match record {
-                Record::PidReused(reused) => self.recycled.reuse(reused, &mut self.schedule),
-                Record::Ended(ended) => self.end(ended, news),
-                Record::Acquired(acquired) => self.acquire(&acquired, news),
+                Record::PidReused(reused) => {
+                    self.recycled.reuse(reused, self.begun, &mut self.schedule);
+                }
+                Record::Ended(ended) => self.end(ended, now, news),
+                Record::Acquired(acquired) => self.acquire(&acquired, now, news),
                 Record::Released(released) => self.release(&released, news),
-                Record::Attempt(attempt) => self.attempt(&attempt, news),
+                Record::Attempt(attempt) => self.attempt(&attempt, now, news),
             }
         }
     }
 
-    fn end(&mut self, ended: Ended, news: &mut Vec<News>) {
+    fn end(&mut self, ended: Ended, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
-        news.extend(self.recycled.end(&ended, scene));
+        let mut races = self.recycled.end(&ended, scene);
         let outlived_owner = self.orphans.outlived_owner(ended.lock.id);
+        self.reconsider |= self.orphans.contains(ended.lock.id);
         news.extend(self.orphans.end(&ended));
         if !outlived_owner {
-            news.extend(self.exit_races.end(&ended, scene));
-            news.extend(self.handoffs.end(ended, scene));
+            races.extend(self.exit_races.end(&ended, scene));
+            races.extend(self.handoffs.end(ended, scene));
         }
+        self.hold_back(races, now, news);
     }
 
-    fn acquire(&mut self, acquired: &Acquired, news: &mut Vec<News>) {
+    fn acquire(&mut self, acquired: &Acquired, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
-        news.extend(self.handoffs.acquire(acquired, scene));
+        let races = self.handoffs.acquire(acquired, scene);
         if self.settings.verbose {
             let by = Party::from(&acquired.by);
             let told = scene.recorded(&acquired.lock, Some((&acquired.by, acquired.at)), None);
             news.push(News::of(told, Kind::Acquired { by, at: acquired.at }));
         }
+        self.hold_back(races, now, news);
     }
 
     fn release(&mut self, released: &Released, news: &mut Vec<News>) {
@@ -202,13 +275,14 @@ impl Engine {
         }
     }
 
-    fn attempt(&mut self, attempt: &Attempt, news: &mut Vec<News>) {
+    fn attempt(&mut self, attempt: &Attempt, now: BootTime, news: &mut Vec<News>) {
+        let mut races = Vec::new();
         let scene = Scene { view: &self.view, watched: &self.watched };
         let by = || Party::from(&attempt.by);
         let at = attempt.at;
         if !self.orphans.outlived_owner(attempt.met.id) {
             let grace = self.settings.grace;
-            news.extend(self.exit_races.attempt(attempt, grace, &mut self.schedule, scene));
+            races.extend(self.exit_races.attempt(attempt, grace, &mut self.schedule, scene));
         }
         let told = || scene.recorded(&attempt.met, None, None);
         match attempt.outcome {
@@ -223,6 +297,7 @@ impl Engine {
                 }
             }
         }
+        self.hold_back(races, now, news);
     }
 
     fn watch(&mut self, watched: Vec<Watched>, now: BootTime) {
@@ -235,6 +310,7 @@ impl Engine {
             self.schedule.at_once(now);
         }
         self.watched = watched;
+        self.reconsider = true;
     }
 
     fn read(&mut self, reading: Reading, now: BootTime, news: &mut Vec<News>) {
@@ -247,6 +323,9 @@ impl Engine {
         let mut view = View::with_patience(snapshot, &ids, overdue);
         self.orphans.confirm(&mut view, begun, grace, &mut self.schedule);
         self.view = Arc::new(view);
+        self.begun = begun;
+        self.reconsider = true;
+        news.extend(self.let_go(begun));
         let scene = Scene { view: &self.view, watched: &self.watched };
         if let Some((records, _)) = self.lost.take_if(|(_, at)| *at <= begun) {
             news.push(News::general(Kind::Lost { records }));
@@ -266,16 +345,12 @@ impl Engine {
         self.schedule.at_once(now);
     }
 
-    /// The files whose every lock and attempt matters: those that are watched, those of orphans, and
-    /// those of crashes within their window.
+    /// The files whose every lock and attempt matters: those that are watched, and those of orphans.
+    /// To the file of a crash the kernel pays attention by itself for the window: nobody else could
+    /// be quick enough.
     fn attention(&self) -> Vec<FileId> {
         let mut files: BTreeSet<FileId> = self.watched.keys().copied().collect();
         files.extend(self.orphans.files());
-        files.extend(self.handoffs.files());
-        files.extend(self.reorder.waiting().filter_map(|record| match record {
-            Record::Ended(ended) if handoffs::is_crash(ended) => Some(ended.lock.file),
-            _ => None,
-        }));
         files.into_iter().collect()
     }
 }

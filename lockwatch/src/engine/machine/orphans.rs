@@ -14,8 +14,7 @@ use crate::engine::evidence::Evidence;
 use crate::engine::id::LockId;
 use crate::engine::identity::BootTime;
 use crate::engine::input::{Ended, FileId};
-use crate::engine::snapshot::Via;
-use crate::engine::view::{LockView, View};
+use crate::engine::view::View;
 
 /// Ends of locks that are remembered until a reading shows them.
 const MOST: usize = 1 << 16;
@@ -55,6 +54,11 @@ impl Orphans {
         self.announced.values().map(|orphan| orphan.told.lock.file)
     }
 
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.announced.len() + self.suspects.len() + self.ended.len()
+    }
+
     /// Takes back, in a view of a reading that was begun at `begun`, every orphan that cannot be
     /// called one yet, and orders the readings that will tell.
     pub(super) fn confirm(
@@ -81,7 +85,7 @@ impl Orphans {
                 Some(death) => death.at.after(grace),
                 None => first.after(grace),
             };
-            if is_fleeting(view, lock) {
+            if view.is_fleeting(lock) {
                 ripe_at = ripe_at.max(first.after(grace));
             }
             if !ended {
@@ -153,13 +157,6 @@ impl Orphans {
             news.push(News::general(Kind::AllClear));
         }
     }
-}
-
-/// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
-/// still giving things back, or what is in flight is about to be received.
-fn is_fleeting(view: &View, lock: &LockView) -> bool {
-    lock.verdict.reason != Some(Reason::Inherited)
-        || view.places(lock).any(|place| place.via() == Via::ScmRights)
 }
 
 fn doubt(verdict: &mut Verdict) {

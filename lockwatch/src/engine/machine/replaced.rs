@@ -19,6 +19,11 @@ pub(super) struct Replaced {
 }
 
 impl Replaced {
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.told.len()
+    }
+
     /// A new view.
     pub(super) fn read(&mut self, scene: Scene<'_>) -> Vec<News> {
         let view = scene.view;

@@ -45,6 +45,11 @@ impl Schedule {
         self.next = self.next.min(now.after(self.interval));
     }
 
+    /// How many entries it has.
+    pub(super) fn remembered(&self) -> usize {
+        self.due.len()
+    }
+
     /// Wants a reading now.
     pub(super) fn at_once(&mut self, now: BootTime) {
         self.urgent = Some(now);

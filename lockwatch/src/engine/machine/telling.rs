@@ -30,6 +30,20 @@ impl News {
         Self { lock: None, kind }
     }
 
+    /// True where it has to do with a file whose path is not known, though somebody may have it open.
+    pub(super) fn wants_a_path(&self) -> bool {
+        let is_pathless = |told: &Told| told.path.is_none();
+        self.lock.as_ref().is_some_and(is_pathless)
+    }
+
+    /// The same with the path of its file, where that is known by now.
+    pub(super) fn with_path(mut self, scene: Scene<'_>) -> Self {
+        if let Some(told) = &mut self.lock {
+            told.path = scene.path(told.lock.file);
+        }
+        self
+    }
+
     /// The event with its number.
     pub(super) fn numbered(self, seq: u64, at: Moment) -> Event {
         Event { seq, at, lock: self.lock, kind: self.kind }

@@ -185,17 +185,18 @@ fn locks_waiters_and_orphans_are_counted() {
         Vec::new(),
     );
     let states: Vec<_> = view.locks.iter().map(|lock| lock.verdict.state).collect();
-    assert_eq!(states, [State::Orphaned; 3], "no reference, and nobody has the pid");
+    // No reference, and nobody has the pid; layouts are the NFS server's.
+    assert_eq!(states, [State::Orphaned, State::Orphaned, State::Remote]);
     let counts = Counts::of(&view, &[], CLOCK);
     let text = shown(Some(&counts), &Tally::default(), None);
     let orphaned = "type=\"FLOCK\",access=\"WRITE\",state=\"orphaned\"";
     has(&text, &format!("lockwatch_locks{{{orphaned}}}"), "2");
     let none = "type=\"POSIX\",access=\"READ\",state=\"held\"";
     has(&text, &format!("lockwatch_locks{{{none}}}"), "0");
-    let rare = "type=\"LAYOUT\",access=\"WRITE\",state=\"orphaned\"";
+    let rare = "type=\"LAYOUT\",access=\"WRITE\",state=\"remote\"";
     has(&text, &format!("lockwatch_locks{{{rare}}}"), "1");
     lacks(&text, "lockwatch_locks{type=\"LAYOUT\",access=\"WRITE\",state=\"held\"}");
-    has(&text, "lockwatch_orphaned_locks{reason=\"unaccounted\"}", "3");
+    has(&text, "lockwatch_orphaned_locks{reason=\"unaccounted\"}", "2");
     has(&text, "lockwatch_orphaned_locks{reason=\"mmap\"}", "0");
     has(&text, "lockwatch_waiters{type=\"FLOCK\"}", "1");
     has(&text, "lockwatch_waiters{type=\"LEASE\"}", "0");

@@ -36,8 +36,9 @@ use lockwatch_common::snapshot::{
 use record::{Record, RecordError, Records};
 pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
+pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::explain;
+pub use unseen::{again, explain};
 use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev};
@@ -121,7 +122,9 @@ pub fn read() -> Result<Reading, BpfError> {
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let mut snapshots = Snapshots { iterator: TaskFileIterator::load(seeds.descriptor())?, seeds };
     log::debug!("loaded");
-    snapshots.take(begun)
+    let reading = snapshots.take(begun);
+    snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
+    reading
 }
 
 /// The loaded program, for one snapshot after the other.
@@ -136,7 +139,7 @@ impl Snapshots {
     /// # Errors
     /// Where the kernel or the privileges do not allow it.
     pub fn load() -> Result<Self, BpfError> {
-        let seeds = Seeds::take().map_err(BpfError::Seeds)?;
+        let mut seeds = Seeds::take().map_err(BpfError::Seeds)?;
         let iterator = TaskFileIterator::load(seeds.descriptor())?;
         // Between two snapshots nobody is to see them.
         seeds.give_up().map_err(BpfError::Seeds)?;

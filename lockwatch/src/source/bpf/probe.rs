@@ -75,9 +75,11 @@ pub fn ask() -> Answers {
     let task_file = super::TaskFileIterator::load(u32::MAX)
         .map(|_| "the kernel's own lock tables can be read".into())
         .map_err(|error| error.to_string());
-    let search = super::search::try_out().map_err(|error| error.to_string()).map(|gaps| {
+    let hunt = super::search::Hunt::new(std::collections::BTreeMap::new());
+    let search = hunt.map_err(|error| error.to_string()).map(|hunt| {
+        let gaps = hunt.gaps().iter();
         let but: Vec<String> =
-            gaps.iter().map(|(via, why)| format!(", but not {}: {why}", via.name())).collect();
+            gaps.map(|(via, why)| format!(", but not {}: {why}", via.name())).collect();
         format!("sockets, rings and mappings can be looked into{}", but.concat())
     });
     Answers {

@@ -11,13 +11,13 @@ use std::io::{self, Read as _};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
-use lockwatch_common::offsets;
+use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::search::{
     CONTAINERS, CONTAINERS_MAP, RECORDS_MAP, WALK_MAP, WANTED_MAP, Walk,
 };
-use lockwatch_common::search_offsets;
+use lockwatch_common::search_offsets::{self, SearchOffsets};
 
-use super::search_layout::{SearchLayout, search_layout};
+use super::search_layout::search_layout;
 use super::search_record::parse;
 use super::sightings::Sightings;
 use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout};
@@ -42,55 +42,99 @@ struct Program {
     iterator: &'static str,
 }
 
-/// Looks for each of `wanted`.
-///
-/// # Errors
-/// Where the object cannot be loaded or an iterator fails.
-pub(super) fn search(wanted: &BTreeMap<Owner, FileIx>) -> Result<Sightings, BpfError> {
-    let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-    let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-    let layout = search_layout(&kernel);
-    let mut searcher = Searcher::load(&kernel, &layout, wanted)?;
-    let mut sightings = Sightings::new(wanted);
-    searcher.run(&kernel, DESCRIPTORS, &mut sightings)?;
-    let mut gaps = layout.gaps;
-    if layout.offsets.has_mappings == 1
-        && let Err(error) = searcher.run(&kernel, MAPPINGS, &mut sightings)
-    {
-        gaps.push((Via::Mmap, error.to_string()));
+impl Program {
+    /// The function that it is attached to, and nothing else.
+    fn targets(self, kernel: &btf::Btf<'_>) -> Result<Btf, BpfError> {
+        let function = format!("bpf_iter_{}", self.iterator);
+        let targets = kernel.only_function(&function).map_err(BpfError::Btf)?;
+        Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))
     }
-    let walked = searcher.walk(&kernel, &mut sightings)?;
-    for via in [Via::ScmRights, Via::IoUring] {
-        if walked.cut > 0 {
-            let cut = walked.cut;
-            gaps.push((via, format!("{cut} queues or tables changed too fast to be read whole")));
-        }
-        if walked.too_deep {
-            gaps.push((via, format!("sockets in flight nest more than {ROUNDS} deep")));
-        }
-    }
-    let whole = |via: &Via| !gaps.iter().any(|(gap, _)| gap == via);
-    let searched = [Via::ScmRights, Via::IoUring, Via::Mmap].into_iter().filter(whole).collect();
-    gaps.sort();
-    sightings.search = Search { searched, gaps };
-    Ok(sightings)
 }
 
-/// Loads every program of the object, as far as this kernel has what it attaches to; runs none.
-///
-/// # Errors
-/// Names what does not load.
-pub(super) fn try_out() -> Result<Vec<(Via, String)>, BpfError> {
-    let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-    let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-    let layout = search_layout(&kernel);
-    let mut searcher = Searcher::load(&kernel, &layout, &BTreeMap::new())?;
-    searcher.open(&kernel, DESCRIPTORS)?;
-    searcher.open(&kernel, WALKER)?;
-    if layout.offsets.has_mappings == 1 {
-        searcher.open(&kernel, MAPPINGS)?;
+/// A search that can be made more than once: the loaded object, and what it looks for.
+pub struct Hunt {
+    searcher: Searcher,
+    wanted: BTreeMap<Owner, FileIx>,
+    /// Kinds of places that cannot be searched here, and why.
+    gaps: Vec<(Via, String)>,
+    /// Whether mappings can be.
+    mappings: bool,
+}
+
+impl Hunt {
+    /// Loads what it takes to look for each of `wanted`.
+    ///
+    /// # Errors
+    /// Where this kernel or these privileges do not allow it.
+    pub(super) fn new(wanted: BTreeMap<Owner, FileIx>) -> Result<Self, BpfError> {
+        // The loader reads the kernel's whole type information when it is made, wanted or not;
+        // meanwhile what is needed of it is found here.
+        std::thread::scope(|scope| {
+            let loader = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
+            let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+            let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+            let layout = search_layout(&kernel);
+            let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();
+            let search_offsets = layout.offsets.words();
+            let targets = |program: Program| program.targets(&kernel);
+            let (descriptors, walker) = (targets(DESCRIPTORS)?, targets(WALKER)?);
+            let mappings = (layout.offsets.has_mappings == 1).then(|| targets(MAPPINGS));
+            let loader = loader.ok().and_then(|loader| loader.join().ok()).unwrap_or_default();
+
+            let mut searcher = Searcher::load(loader, &offsets, &search_offsets, &wanted)?;
+            searcher.load_program(DESCRIPTORS, &descriptors)?;
+            searcher.load_program(WALKER, &walker)?;
+            let mut gaps = layout.gaps;
+            let loaded = mappings.map(|targets| searcher.load_program(MAPPINGS, &targets?));
+            let mappings = matches!(loaded, Some(Ok(())));
+            if let Some(Err(error)) = loaded {
+                gaps.push((Via::Mmap, error.to_string()));
+            }
+            Ok(Self { searcher, wanted, gaps, mappings })
+        })
     }
-    Ok(layout.gaps)
+
+    /// What it looks for, and on which file.
+    pub(super) fn wanted(&self) -> &BTreeMap<Owner, FileIx> {
+        &self.wanted
+    }
+
+    /// What it cannot look into, and why.
+    pub(super) fn gaps(&self) -> &[(Via, String)] {
+        &self.gaps
+    }
+
+    /// Looks.
+    ///
+    /// # Errors
+    /// Where an iterator fails.
+    pub(super) fn search(&mut self) -> Result<Sightings, BpfError> {
+        let mut sightings = Sightings::new(&self.wanted);
+        let mut gaps = self.gaps.clone();
+        self.searcher.run(DESCRIPTORS, &mut sightings)?;
+        if self.mappings
+            && let Err(error) = self.searcher.run(MAPPINGS, &mut sightings)
+        {
+            gaps.push((Via::Mmap, error.to_string()));
+        }
+        let walked = self.searcher.walk(&mut sightings)?;
+        for via in [Via::ScmRights, Via::IoUring] {
+            if walked.cut > 0 {
+                let cut = walked.cut;
+                let why = format!("{cut} queues or tables changed too fast to be read whole");
+                gaps.push((via, why));
+            }
+            if walked.too_deep {
+                gaps.push((via, format!("sockets in flight nest more than {ROUNDS} deep")));
+            }
+        }
+        let whole = |via: &Via| !gaps.iter().any(|(gap, _)| gap == via);
+        let places = [Via::ScmRights, Via::IoUring, Via::Mmap];
+        let searched = places.into_iter().filter(whole).collect();
+        gaps.sort();
+        sightings.search = Search { searched, gaps };
+        Ok(sightings)
+    }
 }
 
 /// How the walk over the containers went.
@@ -111,18 +155,17 @@ struct Searcher {
 }
 
 impl Searcher {
-    fn load(
-        kernel: &btf::Btf<'_>,
-        layout: &SearchLayout,
+    fn load<'a>(
+        mut loader: EbpfLoader<'a>,
+        offsets: &'a [u32; Offsets::WORDS],
+        search_offsets: &'a [u32; SearchOffsets::WORDS],
         wanted: &BTreeMap<Owner, FileIx>,
     ) -> Result<Self, BpfError> {
-        let offsets = layout::offsets(kernel, kernel.allows_d_path())?.words();
-        let search_offsets = layout.offsets.words();
         let many = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
-        let mut object = EbpfLoader::new()
+        let mut object = loader
             .btf(None)
-            .override_global(offsets::GLOBAL, &offsets, true)
-            .override_global(search_offsets::GLOBAL, &search_offsets, true)
+            .override_global(offsets::GLOBAL, offsets, true)
+            .override_global(search_offsets::GLOBAL, search_offsets, true)
             .map_max_entries(WANTED_MAP, many)
             .load(OBJECT)
             .map_err(failed("search"))?;
@@ -143,30 +186,26 @@ impl Searcher {
         })
     }
 
-    fn open(&mut self, kernel: &btf::Btf<'_>, program: Program) -> Result<File, BpfError> {
-        let Program { name, iterator } = program;
+    fn program(&mut self, name: &'static str) -> Result<&mut Iter, BpfError> {
         let absent = BpfError::Load { what: name, why: "not in the object".into() };
-        let loaded = self.object.program_mut(name).ok_or(absent)?;
-        let loaded: &mut Iter = loaded.try_into().map_err(failed::<ProgramError>(name))?;
-        if loaded.fd().is_err() {
-            let targets =
-                kernel.only_function(&format!("bpf_iter_{iterator}")).map_err(BpfError::Btf)?;
-            let targets =
-                Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))?;
-            loaded.load(iterator, &targets).map_err(failed(name))?;
-        }
+        let program = self.object.program_mut(name).ok_or(absent)?;
+        program.try_into().map_err(failed::<ProgramError>(name))
+    }
+
+    fn load_program(&mut self, program: Program, targets: &Btf) -> Result<(), BpfError> {
+        let Program { name, iterator } = program;
+        self.program(name)?.load(iterator, targets).map_err(failed(name))
+    }
+
+    fn open(&mut self, program: Program) -> Result<File, BpfError> {
+        let loaded = self.program(program.name)?;
         let link = loaded.attach().and_then(|link| loaded.take_link(link));
-        link.map_err(failed(name))?.into_file().map_err(failed(name))
+        link.map_err(failed(program.name))?.into_file().map_err(failed(program.name))
     }
 
     /// Runs a program to its end.
-    fn run(
-        &mut self,
-        kernel: &btf::Btf<'_>,
-        program: Program,
-        sightings: &mut Sightings,
-    ) -> Result<(), BpfError> {
-        let mut iterator = self.open(kernel, program)?;
+    fn run(&mut self, program: Program, sightings: &mut Sightings) -> Result<(), BpfError> {
+        let mut iterator = self.open(program)?;
         let (mut idle, mut records) = (0, 0);
         loop {
             let read = iterator.read(&mut [0u8; 64]);
@@ -192,11 +231,7 @@ impl Searcher {
     }
 
     /// Walks every container that was found, then those that were found inside, and so on.
-    fn walk(
-        &mut self,
-        kernel: &btf::Btf<'_>,
-        sightings: &mut Sightings,
-    ) -> Result<Walked, BpfError> {
+    fn walk(&mut self, sightings: &mut Sightings) -> Result<Walked, BpfError> {
         let mut walked = Walked::default();
         let mut done = BTreeSet::new();
         for _ in 0..ROUNDS {
@@ -212,7 +247,7 @@ impl Searcher {
                 }
                 let begin = Walk::begin(batch.len() as u64);
                 self.walk.set(0, begin, 0).map_err(failed(WALK_MAP))?;
-                self.run(kernel, WALKER, sightings)?;
+                self.run(WALKER, sightings)?;
                 let end = self.walk.get(&0, 0).map_err(failed(WALK_MAP))?;
                 walked.cut += Walk::progress(&end).1;
             }

@@ -15,13 +15,15 @@ pub(super) struct Seeds {
     file: OwnedFd,
     /// CPUs on which no seed could be taken.
     pub(super) missing: Vec<usize>,
+    /// CPUs on which one is held.
+    held: Vec<usize>,
 }
 
 impl Seeds {
     /// Takes a lock on each CPU that is online. The thread goes from one to the next, and back.
     pub(super) fn take() -> io::Result<Self> {
         let file = memfd_create(c"lockwatch", MemfdFlags::CLOEXEC)?;
-        let mut seeds = Self { file, missing: Vec::new() };
+        let mut seeds = Self { file, missing: Vec::new(), held: Vec::new() };
         seeds.take_anew()?;
         Ok(seeds)
     }
@@ -43,7 +45,10 @@ impl Seeds {
             let mut only = CpuSet::new();
             only.set(cpu);
             match sched_setaffinity(None, &only) {
-                Ok(()) => lock_byte(self.file.as_fd(), cpu)?,
+                Ok(()) => {
+                    set(self.file.as_fd(), libc::F_RDLCK, cpu)?;
+                    self.held.push(cpu);
+                }
                 Err(_) => self.missing.push(cpu),
             }
         }
@@ -51,9 +56,12 @@ impl Seeds {
         Ok(())
     }
 
-    /// Gives all of them up.
-    pub(super) fn give_up(&self) -> io::Result<()> {
-        set(self.file.as_fd(), libc::F_UNLCK, 0, 0)
+    /// Gives all of them up, each as it was taken: so does the history see nothing unusual.
+    pub(super) fn give_up(&mut self) -> io::Result<()> {
+        for cpu in self.held.drain(..) {
+            set(self.file.as_fd(), libc::F_UNLCK, cpu)?;
+        }
+        Ok(())
     }
 
     /// The descriptor that they are on.
@@ -62,18 +70,14 @@ impl Seeds {
     }
 }
 
-/// Every second byte, so that the kernel does not make one lock of two.
-fn lock_byte(file: BorrowedFd<'_>, cpu: usize) -> io::Result<()> {
-    set(file, libc::F_RDLCK, i64::try_from(2 * cpu).map_err(io::Error::other)?, 1)
-}
-
-/// Sets or gives up bytes; a length of 0 is all to the end.
-fn set(file: BorrowedFd<'_>, access: libc::c_int, start: i64, length: i64) -> io::Result<()> {
+/// Sets or gives up the byte of a CPU: every second one, so that the kernel does not make one lock of
+/// two.
+fn set(file: BorrowedFd<'_>, access: libc::c_int, cpu: usize) -> io::Result<()> {
     let lock = libc::flock {
         l_type: access as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: length,
+        l_start: i64::try_from(2 * cpu).map_err(io::Error::other)?,
+        l_len: 1,
         l_pid: 0,
     };
     // SAFETY: the descriptor is open, and the kernel only reads `lock`.

@@ -5,14 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::kernel_users::KernelUsers;
-use super::{enrich, search};
+use super::search::Hunt;
+use super::sightings::Sightings;
+use super::{BpfError, enrich};
 use crate::engine::identity::{Owner, Pid, RecordedPid};
 use crate::engine::snapshot::{
     FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
 };
 
-/// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`.
-pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
+/// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`. Answers with
+/// the search, for whoever wants to look [`again`].
+pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) -> Option<Hunt> {
     let wanted: BTreeMap<Owner, FileIx> = snapshot
         .locks
         .iter()
@@ -20,28 +23,43 @@ pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) {
         .filter_map(|lock| Some((lock.owner?, lock.file)))
         .filter(|(owner, _)| unexplained.binary_search(owner).is_ok())
         .collect();
-    match search::search(&wanted) {
-        Ok(mut sightings) => {
-            snapshot.search = std::mem::take(&mut sightings.search);
-            let (places, references, processes) = sightings.finish();
-            let mut pids: BTreeSet<Pid> = processes.keys().copied().collect();
-            snapshot.places = places;
-            snapshot.references.extend(references);
-            for (pid, process) in processes {
-                snapshot.processes.entry(pid).or_insert(process);
-            }
-            pids.retain(|pid| {
-                snapshot.processes.get(pid).is_some_and(|process| process.session.is_none())
-            });
-            if let Err(error) = enrich::complete(snapshot, pids) {
-                let what = format!("read /proc: {error}");
-                snapshot.limits.push(Limit { what, hides: Hides::Nothing });
-            }
-        }
-        Err(error) => snapshot.search = Search::none(&error.to_string()),
-    }
+    let hunt = Hunt::new(wanted.clone()).and_then(|mut hunt| {
+        let sightings = hunt.search()?;
+        add(snapshot, sightings);
+        Ok(hunt)
+    });
+    let hunt = hunt.map_err(|error| snapshot.search = Search::none(&error.to_string())).ok();
     requests(snapshot, &wanted);
     kernel(snapshot, &wanted);
+    hunt
+}
+
+/// Looks for the same descriptions once more, and puts what is found now in the place of what
+/// was found then.
+///
+/// # Errors
+/// Where an iterator fails.
+pub fn again(snapshot: &mut Snapshot, hunt: &mut Hunt) -> Result<(), BpfError> {
+    let sightings = hunt.search()?;
+    add(snapshot, sightings);
+    kernel(snapshot, hunt.wanted());
+    Ok(())
+}
+
+fn add(snapshot: &mut Snapshot, mut sightings: Sightings) {
+    snapshot.search = std::mem::take(&mut sightings.search);
+    let (places, references, processes) = sightings.finish();
+    let mut pids: BTreeSet<Pid> = processes.keys().copied().collect();
+    snapshot.places = places;
+    snapshot.references.extend(references);
+    for (pid, process) in processes {
+        snapshot.processes.entry(pid).or_insert(process);
+    }
+    pids.retain(|pid| snapshot.processes.get(pid).is_some_and(|process| process.session.is_none()));
+    if let Err(error) = enrich::complete(snapshot, pids) {
+        let what = format!("read /proc: {error}");
+        snapshot.limits.push(Limit { what, hides: Hides::Nothing });
+    }
 }
 
 /// A description with which somebody waits for another lock is in use, also where its descriptor

@@ -115,6 +115,7 @@ impl Collector {
         if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
             return Ok(());
         }
+        tables.forget_attention(bpf::now())?;
         mark(tables, reading)?;
         let present = present(reading);
         let locks = tables.locks()?;
@@ -273,7 +274,7 @@ fn remove_if<K: Wire, V: Wire>(
             _ => Ok(false),
         },
         // Before 5.14 nothing does both at once.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+        Err(error) if sys::is_not_there(&error) => {
             match sys::get::<K, V>(map, key).map_err(&failed)? {
                 Some(now) if same(&now) => sys::remove(map, key).map_err(failed),
                 _ => Ok(false),

@@ -26,13 +26,16 @@ use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
 pub struct Contents {
     begun: BootTime,
     locks: HashMap<Place, Entry>,
-    owners: BTreeMap<(u32, u64, u64), Told>,
+    owners: Owners,
     waits: HashMap<Place, Vec<Wait>>,
     endings: BTreeMap<ProcessKey, Ending>,
 }
 
 /// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
 type Place = (u32, u64, u64, u32, i64);
+
+/// Owners whose ranges have to be worked out, by device, inode number and owner.
+type Owners = BTreeMap<(u32, u64, u64), Told>;
 
 /// An owner whose ranges have to be worked out.
 #[derive(Debug)]
@@ -61,17 +64,25 @@ impl Contents {
             let place = place(&wait.key, wait.dev, wait.ino);
             contents.waits.entry(place).or_default().push(wait);
         }
+        contents.read_endings(tables)?;
+        Ok(contents)
+    }
+
+    /// Looks anew which of the processes that took these locks have ended.
+    pub(super) fn read_endings(&mut self, tables: &Tables) -> Result<(), HistoryError> {
         let mut processes = BTreeSet::new();
-        processes.extend(contents.locks.values().map(|entry| entry.by.process()));
-        for told in contents.owners.values() {
+        processes.extend(self.locks.values().map(|entry| entry.by.process()));
+        for told in self.owners.values() {
             processes.extend(told.operations.iter().map(|operation| operation.by.process()));
         }
         for process in processes {
-            if let Some(ending) = tables.ending(&process)? {
-                contents.endings.insert(process, ending);
+            if !self.endings.contains_key(&process)
+                && let Some(ending) = tables.ending(&process)?
+            {
+                self.endings.insert(process, ending);
             }
         }
-        Ok(contents)
+        Ok(())
     }
 
     /// Works out what the tables say of locks. `lost_at` is until when the entries of an owner are
@@ -145,7 +156,7 @@ fn owners_told(
     owners: &[(OwnerKey, Owner)],
     locks: &[(Key, Entry)],
     operations: Vec<(OperationKey, Operation)>,
-) -> (BTreeMap<(u32, u64, u64), Told>, BTreeSet<Key>) {
+) -> (Owners, BTreeSet<Key>) {
     let mut steps: BTreeMap<OwnerKey, Vec<(u64, i64, Operation)>> = BTreeMap::new();
     for (key, operation) in operations {
         let owner = OwnerKey { inode: key.inode, owner: key.owner };

@@ -2,6 +2,7 @@
 //!
 //! Total: any bytes in, inputs or an error that names the offending record out.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use aya::maps::{MapData, RingBuf};
@@ -15,7 +16,7 @@ use lockwatch_common::wire::{self, Wire};
 use super::HistoryError;
 use super::join::death;
 use super::names::Names;
-use crate::engine::id::{self, IdKey};
+use crate::engine::id::{self, IdKey, LockId};
 use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
 };
@@ -39,7 +40,13 @@ pub struct RecordError {
 /// The ring of records.
 pub struct Moments {
     ring: RingBuf<MapData>,
+    /// The takings that were told last: after a crash both the taker and the end of the crash may
+    /// tell of one.
+    told: VecDeque<(LockId, BootTime)>,
 }
+
+/// Takings that are remembered.
+const REMEMBERED: usize = 64;
 
 /// What turns a record into an input.
 pub struct Told<'a> {
@@ -53,7 +60,7 @@ pub struct Told<'a> {
 
 impl Moments {
     pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self, HistoryError> {
-        Ok(Self { ring })
+        Ok(Self { ring, told: VecDeque::new() })
     }
 
     /// Takes every record that is there, in the order in which they were written.
@@ -66,7 +73,16 @@ impl Moments {
         mut take: impl FnMut(Input),
     ) -> Result<(), RecordError> {
         while let Some(record) = self.ring.next() {
-            take(input(&record, told)?);
+            let input = input(&record, told)?;
+            if let Input::Acquired(acquired) = &input {
+                let taking = (acquired.lock.id, acquired.at);
+                if self.told.contains(&taking) {
+                    continue;
+                }
+                self.told.truncate(REMEMBERED - 1);
+                self.told.push_front(taking);
+            }
+            take(input);
         }
         Ok(())
     }
@@ -218,3 +234,6 @@ fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
     let taken = boot_unix.checked_add(record.entry.taken_at)?;
     (taken > stamp.checked_add(LONGEST_TICK)?).then_some(false)
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,7 @@ impl Ranges {
         // What the kernel says fits what is known: a request that met nothing of its kind shows
         // itself; one that did shows the whole of both.
         let fits = if merged {
-            let inside = same.iter().all(|piece| within(piece));
+            let inside = same.iter().all(&within);
             let whole = same.iter().all(|piece| {
                 self.run(piece).is_none_or(|(start, end)| start >= step.start && end <= step.end)
             });

@@ -19,11 +19,20 @@ use crate::engine::snapshot::Limit;
 use crate::engine::view::View;
 use crate::source::bpf::{self, Snapshots};
 
+/// Readings of a time in which nothing happened after which the tables are gone through all the same:
+/// that a wait was interrupted nothing tells.
+const COLLECTED_AFTER: u32 = 4;
+
 /// Takes readings.
 pub struct Reader {
     tables: Arc<Tables>,
     /// Loaded with the first reading, and anew after one that failed.
     snapshots: Option<Snapshots>,
+    /// What the tables held when the last lock had been taken or given up, and how much had happened
+    /// by then.
+    known: Option<(u64, Contents)>,
+    /// Readings since the tables were brought in line with the kernel's lists.
+    since_collected: u32,
     collector: Collector,
     names: Names,
     key: IdKey,
@@ -42,8 +51,18 @@ pub struct Taken {
 impl Reader {
     /// A reader of these tables, which makes ids with `key`; `limits` holds for all its readings.
     pub fn new(tables: Arc<Tables>, key: IdKey, limits: Vec<Limit>) -> Self {
+        tables.set_reader(std::process::id());
         let (collector, names) = (Collector::default(), Names::default());
-        Self { tables, snapshots: None, collector, names, key, limits }
+        Self {
+            tables,
+            snapshots: None,
+            known: None,
+            since_collected: 0,
+            collector,
+            names,
+            key,
+            limits,
+        }
     }
 
     /// Takes one, and finds out what is at `paths`.
@@ -65,9 +84,7 @@ impl Reader {
         };
         let files = handles.iter().map(|handle| identity(handle.as_ref()?)).collect();
         drop(handles);
-        let contents = Contents::read(&self.tables)?;
-        self.collector.collect(&self.tables, &reading)?;
-        join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
+        self.remember(&mut reading)?;
         let bpf::Reading { mut snapshot, begun, .. } = reading;
         snapshot.limits.extend(self.limits.iter().cloned());
         let ids = id::assign(&snapshot, &self.key);
@@ -81,6 +98,37 @@ impl Reader {
         snapshot.limits.sort();
         snapshot.limits.dedup();
         Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
+    }
+
+    /// Joins a reading with the tables, and brings them in line with it. Where nothing happened
+    /// since the reading before, what that knew still holds.
+    fn remember(&mut self, reading: &mut bpf::Reading) -> Result<(), HistoryError> {
+        // Before the tables: what happens meanwhile has them read again next time.
+        let happened = self.tables.totals()?.activity();
+        let contents = match self.known.take() {
+            Some((before, mut contents)) if before == happened => {
+                contents.read_endings(&self.tables)?;
+                self.since_collected += 1;
+                contents
+            }
+            _ => {
+                self.since_collected = COLLECTED_AFTER;
+                Contents::read(&self.tables)?
+            }
+        };
+        if self.since_collected >= COLLECTED_AFTER {
+            self.since_collected = 0;
+            self.collector.collect(&self.tables, reading)?;
+        }
+        join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
+        self.known = Some((happened, contents));
+        Ok(())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.tables.set_reader(0);
     }
 }
 

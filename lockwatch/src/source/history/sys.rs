@@ -76,6 +76,14 @@ fn element<K: Wire>(
     unsafe { call(command, &mut attributes) }
 }
 
+/// `ENOTSUPP` of `include/linux/errno.h`, which is not for user space and reaches it all the same.
+const ENOTSUPP: i32 = 524;
+
+/// True where the kernel has no such call, or not for such a table.
+pub(super) fn is_not_there(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
+}
+
 /// The value under `key`; `None` where there is none. `V` must be as long as the map's values.
 pub(super) fn get<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     fetch(BPF_MAP_LOOKUP_ELEM, map, key)
@@ -84,7 +92,7 @@ pub(super) fn get<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<
 /// Takes the value under `key` out, at once; `None` where there is none.
 ///
 /// # Errors
-/// `EOPNOTSUPP` or `EINVAL` where the kernel cannot (before 5.14).
+/// One that [`is_not_there`] knows where the kernel cannot (before 5.14).
 pub(super) fn take<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     fetch(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
 }
@@ -140,9 +148,7 @@ const AT_ONCE: usize = 4096;
 pub(super) fn all<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     match batches(map) {
         // Before 5.6, and for kinds of tables that have no batches.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            one_by_one(map)
-        }
+        Err(error) if is_not_there(&error) => one_by_one(map),
         read => read,
     }
 }

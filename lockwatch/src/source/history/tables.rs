@@ -25,6 +25,7 @@ const OWNERS: usize = 3;
 const ATTENDED: usize = 4;
 const HANDOFF_WINDOW: usize = 6;
 const LAST_SEQ: usize = 7;
+const READER: usize = 8;
 
 /// Words of a `Held` and of a `Slot`.
 const HELD_WORDS: usize = 2;
@@ -95,6 +96,11 @@ impl Tables {
         self.globals.store(HANDOFF_WINDOW, nanoseconds);
     }
 
+    /// Has the OFD locks of this process not noted: those that a reader begins its walks from.
+    pub(super) fn set_reader(&self, pid: u32) {
+        self.globals.store(READER, u64::from(pid));
+    }
+
     /// The number of the event that was told last, by this daemon or one before it; 0 before the
     /// first.
     pub fn last_seq(&self) -> u64 {
@@ -123,6 +129,17 @@ impl Tables {
             sys::put(map, file, &FOREVER, Write::Any).map_err(&failed)?;
         }
         self.globals.store(ATTENDED, wanted.len() as u64);
+        Ok(())
+    }
+
+    /// Forgets the files whose attention has ended.
+    pub(super) fn forget_attention(&self, now: BootTime) -> Result<(), HistoryError> {
+        let map = fd(&self.attended);
+        for (file, until) in sys::all::<FileKey, u64>(map).map_err(failed("read", ATTENDED_MAP))? {
+            if until < now.0 {
+                sys::remove(map, &file).map_err(failed("write", ATTENDED_MAP))?;
+            }
+        }
         Ok(())
     }
 
@@ -195,12 +212,12 @@ impl Tables {
         self.globals.add(OWNERS, by);
     }
 
-    /// How many threads wait for a lock, as far as the table knows.
+    /// The processes of the threads that wait for a lock, as far as the table knows.
     ///
     /// # Errors
     /// Where the table cannot be read.
-    pub fn waiting(&self) -> Result<usize, HistoryError> {
-        Ok(self.waiters()?.len())
+    pub fn waiting(&self) -> Result<Vec<Pid>, HistoryError> {
+        Ok(self.waiters()?.iter().map(|(_, wait)| wait.tgid).collect())
     }
 
     /// How many locks the table has that a process took.
@@ -225,7 +242,7 @@ pub(super) fn file_key(file: &FileId) -> FileKey {
 /// What was counted, by kind of lock: flock, POSIX, OFD, lease and the like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Totals {
-    /// Locks taken; of leases none, because whether they are given is not seen.
+    /// Locks taken; of leases those that were asked for, because whether they are given is not seen.
     pub acquisitions: [u64; KINDS],
     /// Locks given up; of leases only those that were given back on purpose.
     pub releases: [u64; KINDS],
@@ -259,6 +276,12 @@ impl Default for Totals {
 }
 
 impl Totals {
+    /// A number that changes with whatever happens to a lock.
+    pub fn activity(&self) -> u64 {
+        let counts = [self.acquisitions, self.releases, self.refusals, self.waits];
+        counts.iter().flatten().sum::<u64>() + self.lost()
+    }
+
     /// Everything that was lost: each may be missing from the tables or from the records.
     pub fn lost(&self) -> u64 {
         self.lost_records + self.lost_elements

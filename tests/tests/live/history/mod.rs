@@ -7,10 +7,10 @@ pub(crate) mod ranges;
 mod witness;
 
 use anyhow::{Context, Result, ensure};
-use lockwatch::engine::identity::{Access, LockKind};
+use lockwatch::engine::identity::{Access, LockKind, RecordedPid};
 use lockwatch::source::bpf;
 use lockwatch::source::history::{Continuity, History, Sizes};
-use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 
 use witness::Witness;
@@ -115,10 +115,19 @@ fn a_wait_is_known_from_its_beginning_to_its_end(scene: &mut Scene) -> Result<()
          third: open b b",
     )?;
     let before = witness.now();
-    scene.play("other: later flock a ex\nthird: later posix b rd 5 9")?;
+    scene.play(
+        "other: later flock a ex
+         third: later posix b rd 5 9
+         await other blocked
+         await third blocked",
+    )?;
     let after = witness.now();
     let snapshot = witness.look()?;
-    let waits: Vec<_> = snapshot.waiters.iter().filter_map(|waiter| waiter.since).collect();
+    let ours = [scene.pid("other")?, scene.pid("third")?].map(RecordedPid::Local);
+    let waits: Vec<_> = (snapshot.waiters.iter())
+        .filter(|waiter| ours.contains(&waiter.requester))
+        .filter_map(|waiter| waiter.since)
+        .collect();
     same!("waits with a beginning", waits.len(), 2);
     ensure!(waits.iter().all(|&at| at >= before && at <= after), "they began at {waits:?}");
     scene.play("owner: flock a un\nowner: posix b un 0 9")?;
@@ -128,10 +137,11 @@ fn a_wait_is_known_from_its_beginning_to_its_end(scene: &mut Scene) -> Result<()
         ensure!(taken.at >= after, "taken at the beginning of the wait");
     }
     let totals = witness.history.tables.totals()?;
-    same!("waits", (totals.waits[0], totals.waits[1]), (1, 1));
     let granted = |kind: usize| totals.wait[kind].0.iter().sum::<u64>();
-    same!("granted", (granted(0), granted(1)), (1, 1));
-    same!("waiting now", witness.history.tables.waiting()?, 0);
+    for kind in 0..2 {
+        ensure!(totals.waits[kind] >= 1 && granted(kind) >= 1, "kind {kind}: {totals:?}");
+    }
+    same!("waiting now", witness.waiting(scene)?, 0);
     Ok(())
 }
 
@@ -144,16 +154,22 @@ fn a_wait_that_is_interrupted_is_forgotten(scene: &mut Scene) -> Result<()> {
          start other
          other: spawn waiter flock a true",
     )?;
-    witness.waits_for_waiters(scene, "a", 1)?;
-    same!("waiting", witness.history.tables.waiting()?, 1);
-    // The end of a process is seen; a wait that is given up is not.
-    scene.play("start third\nthird: spawn patient flock -w 1 a true")?;
-    witness.waits_for_waiters(scene, "a", 2)?;
-    same!("waiting", witness.history.tables.waiting()?, 2);
-    witness.waits_for_waiters(scene, "a", 1)?;
-    witness.look()?;
-    witness.look()?;
-    same!("waiting", witness.history.tables.waiting()?, 1);
+    let waiting = |witness: &mut Witness, scene: &Scene, count: usize| {
+        patience::until(&format!("{count} that wait"), || {
+            witness.look()?;
+            Ok((witness.waiting(scene)? == count).then_some(()))
+        })
+    };
+    waiting(&mut witness, scene, 1)?;
+    scene.play("start third\nthird: spawn patient flock -w 5 a true")?;
+    waiting(&mut witness, scene, 2)?;
+    waiting(&mut witness, scene, 1)?;
+    let snapshot = witness.look()?;
+    let ours = scene.file("a")?;
+    let known = |waiter: &&lockwatch::engine::snapshot::Waiter| {
+        snapshot.files[waiter.file.0 as usize].ino == ours.ino && waiter.since.is_some()
+    };
+    same!("waiters", snapshot.waiters.iter().filter(known).count(), 1);
     Ok(())
 }
 
@@ -212,12 +228,12 @@ fn a_full_table_costs_knowledge_and_no_truth(scene: &mut Scene) -> Result<()> {
     ensure!(lost >= 60, "only {lost} of 100 locks did not fit 16 places");
     let snapshot = witness.look()?;
     let owner = scene.pid("owner")?;
-    let own = |lock: &&lockwatch::engine::snapshot::Lock| {
-        lock.acquirer == lockwatch::engine::identity::RecordedPid::Local(owner)
-    };
+    let own =
+        |lock: &&lockwatch::engine::snapshot::Lock| lock.acquirer == RecordedPid::Local(owner);
     let known = snapshot.locks.iter().filter(own).filter(|lock| lock.taken.is_some()).count();
     same!("locks", snapshot.locks.iter().filter(own).count(), 100);
-    same!("known and lost", known as u64 + lost, 100);
+    // Others on this machine lose theirs, too.
+    ensure!(known as u64 + lost >= 100, "{known} of 100 are known, and only {lost} were lost");
     scene.play("owner: exit 0\nstart other\nother: open a a\nother: flock a ex")?;
     let seen = witness.locks(scene, &["a"])?;
     ensure!(seen[0].taken.is_some(), "there is room again, and it is not used");

@@ -81,7 +81,7 @@ fn whoever_takes_the_lock_after_a_crash_is_told(scene: &mut Scene) -> Result<()>
     )?;
     scene.play("next: flock a un")?;
     let told = witness.moments(scene)?;
-    let place = |fits: &dyn Fn(&Input) -> bool| told.iter().position(|input| fits(input));
+    let place = |fits: &dyn Fn(&Input) -> bool| told.iter().position(fits);
     let ended = place(&|input| matches!(input, Input::Ended(_))).context("no end")?;
     let next = scene.pid("next")?;
     let acquired = place(&|input| matches!(input, Input::Acquired(of) if of.by.id.pid == next))
@@ -137,7 +137,7 @@ fn an_attempt_on_an_attended_file_is_told(scene: &mut Scene) -> Result<()> {
     let mut witness = Witness::appear(scene)?;
     scene.play("start owner\nowner: open a a\nowner: flock a ex")?;
     witness.attend(scene, &["a"])?;
-    scene.play("start other\nother: open a a\nother: later flock a sh")?;
+    scene.play("start other\nother: open a a\nother: later flock a sh\nawait other blocked")?;
     let told = witness.moments(scene)?;
     let [Input::Attempt(attempt)] = &told[..] else { anyhow::bail!("there were {told:?}") };
     same!("outcome", attempt.outcome, Outcome::Blocked);
@@ -165,7 +165,7 @@ fn an_attempt_that_meets_a_dead_takers_lock_is_told(scene: &mut Scene) -> Result
     let mut witness = Witness::appear(scene)?;
     scene.play(crate::stories::LEAKED)?;
     witness.moments(scene)?;
-    scene.play("start other\nother: open a lock\nother: later flock a ex")?;
+    scene.play("start other\nother: open a lock\nother: later flock a ex\nawait other blocked")?;
     let told = witness.moments(scene)?;
     let [Input::Attempt(attempt)] = &told[..] else { anyhow::bail!("there were {told:?}") };
     let death = attempt.exiting.context("nobody's death")?;

@@ -149,13 +149,10 @@ impl Witness {
         })
     }
 
-    /// Waits until so many requests wait for the lock on a file.
-    pub(crate) fn waits_for_waiters(&self, scene: &Scene, file: &str, count: usize) -> Result<()> {
-        patience::until("requests that wait", || {
-            let lines = crate::kernel::proc_locks_on(&scene.file(file)?)?;
-            let waiting = lines.iter().filter(|line| line.contains("->")).count();
-            Ok((waiting == count).then_some(()))
-        })
+    /// How many of the scene's processes the tables have as waiting.
+    pub(crate) fn waiting(&self, scene: &Scene) -> Result<usize> {
+        let ours = scene.pids();
+        Ok(self.history.tables.waiting()?.iter().filter(|pid| ours.contains(pid)).count())
     }
 
     /// Another process opens the history and is killed while it has it.

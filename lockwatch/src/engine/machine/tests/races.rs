@@ -53,6 +53,30 @@ fn only_a_crash_of_an_exclusive_owner_within_the_window_is_a_hand_off() {
 }
 
 #[test]
+fn a_race_on_a_file_that_no_reading_has_shown_is_told_with_the_next_ones_path() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    for (pid, comm) in [(8123, "locksmith"), (8200, "successor")] {
+        stage.world.born(pid, comm, ms(5_000));
+        stage.world.open(pid, 131, pid as u64);
+    }
+    stage.until(12_100);
+    stage.acquired(8123, 131, 8123);
+    stage.until(12_110);
+    let death = stage.dies(8123, End::Signal(9));
+    let ended = stage.ended(8123, death, None);
+    stage.input(Input::Ended(ended));
+    let acquired = stage.acquired(8200, 131, 8200);
+    stage.input(Input::Acquired(acquired));
+    stage.until(12_114);
+    assert_eq!(stage.kinds(), ["started"]);
+    stage.until(12_116);
+    assert_eq!(stage.kinds(), ["crash_handoff"]);
+    let told = stage.last("crash_handoff").lock.as_ref().unwrap();
+    assert_eq!(told.path.as_deref(), Some(stories::PATH.as_bytes()));
+}
+
+#[test]
 fn only_the_first_to_get_the_lock_after_a_crash_is_told() {
     let mut stage = stories::crash_handoff();
     stage.kinds();
@@ -85,24 +109,6 @@ fn a_lock_that_outlived_its_owner_is_not_handed_off_by_the_crash() {
     stage.input(Input::Acquired(acquired));
     stage.until(14_000);
     assert_eq!(stage.kinds(), ["started", "orphaned", "recovered", "all_clear"]);
-}
-
-#[test]
-fn attention_is_paid_to_a_crashed_owners_file_for_the_window() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.until(12_000);
-    let death = stage.dies(8123, End::Signal(9));
-    let ended = stage.ended(1, death, None);
-    stage.input(Input::Ended(ended));
-    assert_eq!(stage.attended, [file(131)], "at once, before the record is in order");
-    stage.until(17_000);
-    assert_eq!(stage.attended, [file(131)]);
-    stage.until(17_100);
-    assert_eq!(stage.attended, []);
 }
 
 #[test]
@@ -235,6 +241,16 @@ fn a_recycled_pid_is_told_once_with_its_new_owner() {
 }
 
 #[test]
+fn a_recycled_pid_whose_owners_start_one_knows_in_clock_ticks_alone_is_told_once() {
+    let mut stage = stories::pid_recycled();
+    stage.kinds();
+    let process = stage.world.facts.processes.get_mut(&8123).unwrap();
+    process.start = process.start.map(|start| StartTime::from_ticks(start.ticks()));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
 fn a_recycled_pid_is_found_by_a_reading_where_its_record_was_lost() {
     let mut stage = Stage::new();
     stage.world.file(131, stories::PATH);
@@ -249,6 +265,33 @@ fn a_recycled_pid_is_found_by_a_reading_where_its_record_was_lost() {
     assert_eq!(stage.kinds(), ["started", "pid_recycled"]);
     let Kind::PidRecycled { to } = stage.last_kind("pid_recycled") else { unreachable!() };
     assert_eq!(to.comm.as_deref(), Some(&b"bystander"[..]));
+}
+
+#[test]
+fn of_a_lock_from_before_the_history_only_one_that_was_there_before_the_reuse_counts() {
+    for was_there in [true, false] {
+        let mut stage = Stage::new();
+        let world = &mut stage.world;
+        world.file(131, stories::PATH);
+        world.born(8123, "daemon", ms(5_000));
+        world.open(8123, 131, 1);
+        world.lock(8123, 131, 1, Access::Write, ms(6_000));
+        world.facts.locks[0].taken = None;
+        world.fork(8123, 8130, "daemon", ms(7_000));
+        world.die(8123, ms(9_000), End::Exit(0));
+        let locks = world.facts.locks.clone();
+        if !was_there {
+            world.facts.locks.clear();
+        }
+        stage.until(12_100);
+        stage.world.facts.locks = locks;
+        stage.world.born(8123, "bystander", stage.now);
+        let process = stage.world.who(8123).id;
+        stage.input(Input::PidReused(PidReused { process, at: stage.now }));
+        stage.until(15_000);
+        let expected: &[_] = if was_there { &["started", "pid_recycled"] } else { &["started"] };
+        assert_eq!(stage.kinds(), expected);
+    }
 }
 
 #[test]

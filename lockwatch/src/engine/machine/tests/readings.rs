@@ -3,7 +3,7 @@
 use super::stage::{Stage, ms};
 use super::stories;
 use crate::engine::event::Kind;
-use crate::engine::input::{Input, Settings, Started};
+use crate::engine::input::{Input, Moment, Output, Reading, Settings, Started};
 use crate::engine::machine::Engine;
 
 #[test]
@@ -42,4 +42,37 @@ fn lost_records_cost_a_reading_at_once_and_are_told_after_it() {
     assert_eq!(stage.last_kind("lost"), &Kind::Lost { records: 17 });
     assert_eq!(stage.asked, [ms(10_000), ms(11_000)]);
     assert_eq!(stage.last("lost").at.boot, ms(11_000));
+}
+
+#[test]
+fn a_moment_is_the_same_in_every_event_though_the_clocks_are_not_read_at_once() {
+    let mut stage = stories::orphan();
+    let mut engine = Engine::new(Settings::default());
+    let mut events = Vec::new();
+    for (number, (at, input)) in stage.inputs.drain(..).enumerate() {
+        let unix = at.unix + number as u64 % 7 * 1_000;
+        for output in engine.step(Moment { unix, ..at }, input) {
+            if let Output::Event(event) = output {
+                events.push(event.at);
+            }
+        }
+    }
+    assert!(
+        events
+            .windows(2)
+            .all(|pair| { pair[1].unix - pair[0].unix == pair[1].boot.0 - pair[0].boot.0 })
+    );
+    // A clock that was set is believed.
+    let at = Moment { boot: ms(60_000), unix: 1 };
+    let mut reading = engine.step(at, Input::Lost(1));
+    reading.retain(|output| matches!(output, Output::Read));
+    assert_eq!(reading.len(), 1);
+    let (snapshot, ids) = (stage.world.snapshot(), stage.world.ids());
+    let reading = Reading { begun: at.boot, snapshot, ids };
+    let told = engine.step(at, Input::Reading(Box::new(reading)));
+    let lost = told.iter().find_map(|output| match output {
+        Output::Event(event) => Some(event.at),
+        _ => None,
+    });
+    assert_eq!(lost, Some(at));
 }

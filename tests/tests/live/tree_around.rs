@@ -1,4 +1,5 @@
-//! Who may come near the tree, mounting it and taking it away, and what a release through it does.
+//! The tree around its files: who may see them, where it is mounted, and what hooks have to say to a
+//! release.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
@@ -29,11 +30,90 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_drain_that_fails_cancels_the_release).needs(WITH_HOOKS),
 ];
 
+/// Makes "nobody" of the calling thread alone.
+fn become_nobody() -> Result<()> {
+    use lockwatch_tests::harness::invocation::NOBODY;
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
+    set_thread_groups(&[]).context("groups")?;
+    set_thread_res_gid(gid, gid, gid).context("group")?;
+    set_thread_res_uid(uid, uid, uid).context("user")
+}
+
+fn others_see_what_they_could_see_anyway_and_write_nothing(scene: &mut Scene) -> Result<()> {
+    let public = Path::new("/srv/public");
+    let house = House::build(scene)?;
+    fs::create_dir(public)?;
+    fs::set_permissions(public, fs::Permissions::from_mode(0o755))?;
+    let file = public.join("open.conf");
+    fs::write(&file, "x")?;
+    house.configure(&format!(
+        "{QUICK}\n[[watch]]\nname = \"open\"\npath = \"{}\"",
+        file.display()
+    ))?;
+    let garden = Garden { daemon: house.start(scene, &[])?, house };
+    fs::set_permissions(scene.new_folder("secret")?, fs::Permissions::from_mode(0o700))?;
+    scene.play(
+        "start owner
+         owner: open a secret/hidden
+         owner: flock a ex
+         owner: fork heir
+         heir: exec
+         owner: exit 0",
+    )?;
+    let hidden = garden.orphan(scene, "secret/hidden")?;
+    let tree = garden.path("");
+    let as_nobody = |what: &'static str, deed: &(dyn Fn(&Path) -> std::io::Result<()> + Sync)| {
+        // What a thread becomes ends with the thread.
+        std::thread::scope(|scope| {
+            let deed = scope.spawn(|| -> Result<Option<i32>> {
+                become_nobody()?;
+                Ok(deed(&tree).err().map(|error| error.raw_os_error().unwrap_or(-1)))
+            });
+            deed.join().map_err(|_| anyhow::anyhow!("{what}: panicked"))?
+        })
+    };
+    let read = |name: &str| {
+        let name = name.to_owned();
+        move |tree: &Path| fs::read(tree.join(&name)).map(drop)
+    };
+    same!("status", as_nobody("status", &read("status"))?, None);
+    same!("open", as_nobody("open", &read("locks/open/state"))?, None);
+    same!("events", as_nobody("events", &read("events"))?, Some(libc::EACCES));
+    same!("hidden", as_nobody("hidden", &read(&format!("{hidden}/state")))?, Some(libc::ENOENT));
+    let name = hidden.strip_prefix("locks/").context("elsewhere")?;
+    let list = |tree: &Path| -> std::io::Result<()> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(tree.join("locks"))? {
+            names.push(entry?.file_name());
+        }
+        let fine = names.iter().any(|n| n == "open") && !names.iter().any(|n| n == name);
+        if fine { Ok(()) } else { Err(std::io::Error::other(format!("{names:?}"))) }
+    };
+    same!("names", as_nobody("names", &list)?, None);
+    let write = |name: &'static str| {
+        move |tree: &Path| OpenOptions::new().write(true).open(tree.join(name)).map(drop)
+    };
+    for name in [
+        "gc",
+        "gc_interval_ms",
+        "reclaim_enabled",
+        "locks/open/locked",
+        "locks/open/conf_locked",
+        "locks/open/force_unlock",
+    ] {
+        same!(name, as_nobody(name, &write(name))?, Some(libc::EACCES));
+    }
+    same!("root sees it", garden.value(&format!("{hidden}/state"))?, "orphaned\n");
+    garden.daemon.stop()?;
+    Ok(())
+}
+
 fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Result<()> {
     let mut garden = Garden::begin(scene, QUICK)?;
     for _ in 0..2 {
         garden.daemon.kill()?;
-        let error = fs::read(garden.house.path("tree").join("status")).unwrap_err();
+        let error = fs::read(garden.house.path("tree").join("status")).expect_err("it was taken");
         let dead = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
         ensure!(dead.contains(&error.raw_os_error()), "a dead tree: {error}");
         let daemon = garden.house.start(scene, &[])?;
@@ -179,85 +259,6 @@ fn a_drain_that_fails_cancels_the_release(scene: &mut Scene) -> Result<()> {
     same!("release", errno, Some(libc::ECANCELED));
     same!("locked", garden.value("locks/guarded/locked")?, "1\n");
     same!("hooks", fs::read_to_string(garden.house.path("hooks.log"))?, "drain\nresume\n");
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// Makes "nobody" of the calling thread alone.
-fn become_nobody() -> Result<()> {
-    use lockwatch_tests::harness::invocation::NOBODY;
-    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
-    set_thread_groups(&[]).context("groups")?;
-    set_thread_res_gid(gid, gid, gid).context("group")?;
-    set_thread_res_uid(uid, uid, uid).context("user")
-}
-
-fn others_see_what_they_could_see_anyway_and_write_nothing(scene: &mut Scene) -> Result<()> {
-    let public = Path::new("/srv/public");
-    let house = House::build(scene)?;
-    fs::create_dir(public)?;
-    fs::set_permissions(public, fs::Permissions::from_mode(0o755))?;
-    let file = public.join("open.conf");
-    fs::write(&file, "x")?;
-    house.configure(&format!(
-        "{QUICK}\n[[watch]]\nname = \"open\"\npath = \"{}\"",
-        file.display()
-    ))?;
-    let garden = Garden { daemon: house.start(scene, &[])?, house };
-    fs::set_permissions(scene.new_folder("secret")?, fs::Permissions::from_mode(0o700))?;
-    scene.play(
-        "start owner
-         owner: open a secret/hidden
-         owner: flock a ex
-         owner: fork heir
-         heir: exec
-         owner: exit 0",
-    )?;
-    let hidden = garden.orphan(scene, "secret/hidden")?;
-    let tree = garden.path("");
-    let as_nobody = |what: &'static str, deed: &(dyn Fn(&Path) -> std::io::Result<()> + Sync)| {
-        // What a thread becomes ends with the thread.
-        std::thread::scope(|scope| {
-            let deed = scope.spawn(|| -> Result<Option<i32>> {
-                become_nobody()?;
-                Ok(deed(&tree).err().map(|error| error.raw_os_error().unwrap_or(-1)))
-            });
-            deed.join().map_err(|_| anyhow::anyhow!("{what}: panicked"))?
-        })
-    };
-    let read = |name: &str| {
-        let name = name.to_owned();
-        move |tree: &Path| fs::read(tree.join(&name)).map(drop)
-    };
-    same!("status", as_nobody("status", &read("status"))?, None);
-    same!("open", as_nobody("open", &read("locks/open/state"))?, None);
-    same!("events", as_nobody("events", &read("events"))?, Some(libc::EACCES));
-    same!("hidden", as_nobody("hidden", &read(&format!("{hidden}/state")))?, Some(libc::ENOENT));
-    let name = hidden.strip_prefix("locks/").context("elsewhere")?;
-    let list = |tree: &Path| -> std::io::Result<()> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(tree.join("locks"))? {
-            names.push(entry?.file_name());
-        }
-        let fine = names.iter().any(|n| n == "open") && !names.iter().any(|n| n == name);
-        if fine { Ok(()) } else { Err(std::io::Error::other(format!("{names:?}"))) }
-    };
-    same!("names", as_nobody("names", &list)?, None);
-    let write = |name: &'static str| {
-        move |tree: &Path| OpenOptions::new().write(true).open(tree.join(name)).map(drop)
-    };
-    for name in [
-        "gc",
-        "gc_interval_ms",
-        "reclaim_enabled",
-        "locks/open/locked",
-        "locks/open/conf_locked",
-        "locks/open/force_unlock",
-    ] {
-        same!(name, as_nobody(name, &write(name))?, Some(libc::EACCES));
-    }
-    same!("root sees it", garden.value(&format!("{hidden}/state"))?, "orphaned\n");
     garden.daemon.stop()?;
     Ok(())
 }
