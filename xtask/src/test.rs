@@ -93,7 +93,7 @@ fn live(binary: &Path, filter: Option<&str>, bpf: Bpf) -> Result<Tally> {
 }
 
 /// Compiles the live tests and answers their executable.
-fn live_harness() -> Result<PathBuf> {
+pub(crate) fn live_harness() -> Result<PathBuf> {
     let root = workspace::root();
     if !root.join("tests/tests/live.rs").exists() && !root.join("tests/tests/live").exists() {
         bail!("there are none: {LIVE_PACKAGE} has no test target `{LIVE_TARGET}`");
