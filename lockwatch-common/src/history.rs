@@ -6,11 +6,12 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
-/// Name of the map [`Key`] → [`Entry`]: every lock that was taken and not given up.
+/// Name of the map [`Key`] → [`Entry`]: every lock that was taken and not given up, and a few that
+/// were given up last ([`Entry::access`]).
 pub const LOCKS_MAP: &str = "LOCKS";
 /// Name of the map [`OwnerKey`] → [`Owner`]: owners whose ranges were merged, split or cut.
 pub const OWNERS_MAP: &str = "OWNERS";
@@ -35,6 +36,11 @@ pub const HELD_MASK: &str = "HELD_MASK";
 
 /// Elements of [`SLOTS_MAP`].
 pub const SLOTS: u32 = 1 << 16;
+/// Refused attempts that are remembered; they share places by [`refusal_of`].
+pub const REFUSALS: u32 = 1 << 12;
+/// For so many nanoseconds after a refused attempt of a thread on a lock was told, its next ones on
+/// the same lock are counted alone.
+pub const REFUSAL_WINDOW: u64 = 100_000_000;
 /// Attention that does not end.
 pub const FOREVER: u64 = u64::MAX;
 
@@ -64,14 +70,16 @@ pub const MERGED: u32 = 1;
 /// [`Entry::merged`]: it is what earlier operations came to; written by user space.
 pub const RESTORED: u32 = 2;
 
+/// [`Entry::merged`] of a lock that was given up and whose place is kept: this and the number of the
+/// CPU that keeps it.
+pub const KEPT_ON: u32 = 16;
+
 /// What is shared by all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Globals {
     /// [`LAYOUT`].
     pub layout: u64,
-    /// Digest of the sources of the programs that are attached.
-    pub build: u64,
     /// When the programs were attached and every lock that was there before had been marked, ns of
     /// `CLOCK_BOOTTIME`; 0 until then. What was taken earlier is not known.
     pub begun: u64,
@@ -111,8 +119,9 @@ pub struct Party {
     pub pid_ns: u32,
     /// Process id in its own pid namespace.
     pub ns_pid: i32,
-    /// `PF_*` of the thread.
-    pub flags: u32,
+    /// The lower half of the thread's `self_exec_id`, which changes with each exec; 0 where the kernel
+    /// is older than 5.12.
+    pub exec_id: u32,
     /// `comm` of the thread.
     pub comm: [u8; 16],
 }
@@ -134,13 +143,17 @@ pub struct Key {
 }
 
 /// A lock that was taken.
+///
+/// It is written in place while others read it: who writes begins with [`Self::sealed_at`] and ends
+/// with [`Self::written_at`]; who reads goes from the first member to the last, and has it whole
+/// where the two are the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// When, ns of `CLOCK_BOOTTIME`; 0 where nobody watched.
-    pub taken_at: u64,
-    /// When this was written, by the same clock.
+    /// When this was written, ns of `CLOCK_BOOTTIME`.
     pub written_at: u64,
+    /// When it was taken, by the same clock; 0 where nobody watched.
+    pub taken_at: u64,
     /// Last byte; `i64::MAX` is the end of the file.
     pub end: i64,
     /// Inode number.
@@ -149,7 +162,8 @@ pub struct Entry {
     pub mtime_sec: i64,
     /// `i_mtime`, nanoseconds.
     pub mtime_nsec: u32,
-    /// [`F_RDLCK`], [`F_WRLCK`]; of an [`Operation`] also [`F_UNLCK`].
+    /// [`F_RDLCK`], [`F_WRLCK`]. [`F_UNLCK`] of an [`Operation`] that gave a range up, and of a lock
+    /// that was given up and whose place is kept for its owner's next one.
     pub access: u32,
     /// `flc_flags`.
     pub flags: u32,
@@ -157,10 +171,12 @@ pub struct Entry {
     pub recorded: i32,
     /// `s_dev`.
     pub dev: u32,
-    /// [`MERGED`], [`RESTORED`] or 0.
+    /// [`MERGED`], [`RESTORED`] or 0; of a lock that was given up see [`KEPT_ON`].
     pub merged: u32,
     /// By whom.
     pub by: Party,
+    /// The same as [`Self::written_at`].
+    pub sealed_at: u64,
 }
 
 /// Whose locks on which inode.
@@ -182,14 +198,19 @@ pub struct Owner {
     pub since: u64,
     /// When it gave up everything last, or 0: whatever is older is no more.
     pub cleared_at: u64,
+    /// When it gave up everything the time before, or 0.
+    pub cleared_before: u64,
     /// When an operation could not be written last, or 0.
     pub lost_at: u64,
     /// When it did anything last.
     pub last_at: u64,
-    /// The process that counts as its in [`HELD_MAP`].
+    /// Start of the process that counts as its, ns of `CLOCK_BOOTTIME`; 0 where none does.
+    pub start: u64,
+    /// The process that counts as its, also in [`HELD_MAP`].
     pub tgid: i32,
-    /// 0.
-    pub reserved: u32,
+    /// 1 where it gave up everything last without having asked for it, and a record of
+    /// [`KIND_CLEARED`] tells of that.
+    pub told: u32,
 }
 
 /// Which operation.
@@ -291,12 +312,42 @@ pub struct Slot {
     pub lost_at: u64,
 }
 
+/// The refused attempt that was told last, of those that share a place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose, and of which lock: a digest.
+    pub of: u64,
+    /// When, ns of `CLOCK_BOOTTIME`.
+    pub at: u64,
+}
+
 /// The place of an owner in [`SLOTS_MAP`].
 #[inline(always)]
 pub const fn slot_of(inode: u64, owner: u64) -> u32 {
     let mixed = inode ^ owner.rotate_left(23);
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32 & (SLOTS - 1)
 }
+
+/// Digest of a thread's refused attempt on a lock, `exiting` where the lock's owner is: the first
+/// attempt that meets a dying owner is none of those before.
+#[inline(always)]
+pub const fn refusal_of(tid: i32, key: &Key, exiting: bool) -> u64 {
+    let mixed = key.inode ^ key.owner.rotate_left(23) ^ (key.start as u64).rotate_left(41);
+    let who = (tid as u32 as u64) << 1 | exiting as u64;
+    (mixed ^ who.wrapping_mul(0xff51_afd7_ed55_8ccd)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Keys that each CPU keeps the places of, of locks that were given up last.
+pub const PARKED: usize = 8;
+
+/// The place among [`Counters::parked`] of a lock.
+#[inline(always)]
+pub const fn parked_at(inode: u64, owner: u64) -> usize {
+    let mixed = inode ^ owner.rotate_left(23);
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61) as usize
+}
+const _: () = assert!(PARKED == 8);
 
 /// Kinds of locks that are counted apart: flock, POSIX, OFD, lease.
 pub const KINDS: usize = 4;
@@ -335,6 +386,9 @@ pub struct Counters {
     pub scratch: [u64; 2],
     /// Where a program puts together what it writes to a table: its stack is short.
     pub draft: Entry,
+    /// Locks that were given up on this CPU and have their place in [`LOCKS_MAP`] still, by
+    /// [`parked_at`]: an owner that takes and gives up the same lock again and again finds it there.
+    pub parked: [Key; PARKED],
 }
 
 /// The beginning of every record of the moment.
@@ -363,6 +417,9 @@ pub const KIND_RELEASED: u32 = 5;
 pub const KIND_REFUSED: u32 = 6;
 /// A [`MomentRecord`]: an attempt waits.
 pub const KIND_BLOCKED: u32 = 7;
+/// A [`MomentRecord`]: an owner's several ranges ended all at once with or after it. Of the key only
+/// inode, owner and class, and of the entry only file and process are told: the tables have the rest.
+pub const KIND_CLEARED: u32 = 8;
 
 /// A process that has locks begins to exit.
 #[repr(C)]
@@ -424,12 +481,12 @@ macro_rules! wire {
 }
 
 wire! {
-    Globals = 8 * 9,
+    Globals = 8 * 8,
     Party = 8 * 3 + 4 * 6 + 16,
     Key = 8 * 3 + 4 * 2,
-    Entry = 8 * 5 + 4 * 6 + 64,
+    Entry = 8 * 5 + 4 * 6 + 64 + 8,
     OwnerKey = 8 * 2,
-    Owner = 8 * 4 + 4 * 2,
+    Owner = 8 * 6 + 4 * 2,
     OperationKey = 8 * 4,
     Wait = 32 + 8 * 3 + 4 * 4,
     ProcessKey = 8 + 4 * 2,
@@ -437,11 +494,12 @@ wire! {
     FileKey = 8 + 4 * 2,
     Held = 8 * 2,
     Slot = 8 * 4,
-    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 128,
+    Refusal = 8 * 2,
+    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 136 + 32 * PARKED,
     Header = 4 * 2 + 8,
     DiedRecord = 16 + 16 + 16,
     ReusedRecord = 16 + 16,
-    MomentRecord = 16 + 32 + 128 + 16 + 8 + 4 * 2 + 8 * 2 + 64,
+    MomentRecord = 16 + 32 + 136 + 16 + 8 + 4 * 2 + 8 * 2 + 64,
 }
 
 impl Key {
@@ -452,6 +510,31 @@ impl Key {
     #[inline(always)]
     pub const fn of_owner(&self) -> OwnerKey {
         OwnerKey { inode: self.inode, owner: self.owner }
+    }
+}
+
+impl Entry {
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        written_at: 0,
+        taken_at: 0,
+        end: 0,
+        ino: 0,
+        mtime_sec: 0,
+        mtime_nsec: 0,
+        access: 0,
+        flags: 0,
+        recorded: 0,
+        dev: 0,
+        merged: 0,
+        by: Party::NOBODY,
+        sealed_at: 0,
+    };
+
+    /// False where it was read while somebody wrote it.
+    #[inline(always)]
+    pub const fn is_whole(&self) -> bool {
+        self.written_at == self.sealed_at
     }
 }
 
@@ -466,7 +549,7 @@ impl Party {
         exe_dev: 0,
         pid_ns: 0,
         ns_pid: 0,
-        flags: 0,
+        exec_id: 0,
         comm: [0; 16],
     };
 

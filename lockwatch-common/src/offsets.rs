@@ -140,6 +140,8 @@ offsets! {
     inode_mtime_nsec,
     /// `task_struct.mm`, or [`ABSENT`]; so for the rest
     task_mm,
+    /// `task_struct.self_exec_id`
+    task_exec_id,
     /// `task_struct.signal`
     task_signal,
     /// `task_struct.exit_code`

@@ -3,6 +3,7 @@
 use lockwatch_common::history::{FileKey, Key};
 use lockwatch_common::offsets::ABSENT;
 
+use crate::counters;
 use crate::kernel::{member, offset};
 
 /// What `flock_lock_inode` and `posix_lock_inode` say.
@@ -34,7 +35,12 @@ impl Attempt {
     /// # Safety
     /// The pointers must be a tracepoint's, not null.
     #[inline(always)]
-    pub(crate) unsafe fn read(inode: *const u8, lock: *const u8, class: u32, ranged: bool) -> Self {
+    pub(crate) unsafe fn read(
+        inode: *const u8,
+        lock: *const u8,
+        class: u32,
+        ranged: bool,
+    ) -> Option<Self> {
         // SAFETY: offsets of the lock that all its kinds have, and of a `file_lock` where ranged.
         unsafe {
             let (start, end) = match ranged {
@@ -43,14 +49,9 @@ impl Attempt {
                 // row.
                 false => (core::hint::black_box(0), i64::MAX),
             };
-            let key = Key {
-                inode: inode as u64,
-                owner: member(lock, offset!(lock_owner)),
-                start,
-                class,
-                reserved: 0,
-            };
-            Self {
+            let (number, owner) = counters::plain(inode as u64, member(lock, offset!(lock_owner)))?;
+            let key = Key { inode: number, owner, start, class, reserved: 0 };
+            Some(Self {
                 inode,
                 key,
                 end,
@@ -59,7 +60,7 @@ impl Attempt {
                 recorded: member(lock, offset!(lock_pid)),
                 linked: member::<u64>(lock, offset!(lock_link) + 8) != 0,
                 slot: NO_SLOT,
-            }
+            })
         }
     }
 

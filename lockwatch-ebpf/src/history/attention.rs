@@ -3,27 +3,32 @@
 //! User space names some for good; a crash makes one, so that whoever takes the lock next is told
 //! of, however quick.
 
-use lockwatch_common::history::{CLASS_FLOCK, FOREVER, FileKey, KIND_ACQUIRED, Key};
+use lockwatch_common::history::{CLASS_FLOCK, F_UNLCK, FOREVER, FileKey, KIND_ACQUIRED, Key};
 
 use crate::attempt::Attempt;
 use crate::conflict;
 use crate::counters;
-use crate::moment::{self, Moment};
+use crate::moment::{self, Moment, Room};
 use crate::tables::{ATTENDED, LOCKS, globals};
+
+/// False where no file has attention.
+#[inline(always)]
+pub(crate) fn may_be_paid(now: u64) -> bool {
+    let Some(globals) = globals() else { return false };
+    // SAFETY: the map's value; plain numbers that are written whole.
+    unsafe { (*globals).attended != 0 || now < (*globals).attended_until }
+}
 
 /// True where the file has attention.
 #[inline(always)]
 pub(crate) fn is_paid(file: &FileKey, now: u64) -> bool {
-    let Some(globals) = globals() else { return false };
-    // SAFETY: the maps' values; plain numbers that are written whole.
-    unsafe {
-        if (*globals).attended == 0 && now >= (*globals).attended_until {
-            return false;
-        }
-        match ATTENDED.get(file) {
-            Some(&until) => until > now,
-            None => false,
-        }
+    if !may_be_paid(now) {
+        return false;
+    }
+    // SAFETY: the map's value; a plain number that is written whole.
+    match unsafe { ATTENDED.get(file) } {
+        Some(&until) => until > now,
+        None => false,
     }
 }
 
@@ -33,8 +38,9 @@ pub(crate) fn is_paid(file: &FileKey, now: u64) -> bool {
 /// The tracepoint comes after the lock is free, so another may have it by now and have been seen:
 /// then that is told here.
 #[inline(never)]
-pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
+pub(crate) fn after_crash(attempt: &Attempt, now: u64) -> u64 {
     let Some(globals) = globals() else { return now };
+    let file = &attempt.file();
     // SAFETY: the maps' values; plain numbers that are written whole.
     unsafe {
         let until = now + (*globals).handoff_window;
@@ -52,11 +58,13 @@ pub(crate) fn after_crash(attempt: &Attempt, file: &FileKey, now: u64) -> u64 {
         let Some(next) = conflict::first(attempt) else { return now };
         let key = Key { owner: next.owner, ..attempt.key };
         let Some(entry) = LOCKS.get(&key) else { return now };
-        if entry.taken_at == 0 {
+        if entry.taken_at == 0 || entry.access == F_UNLCK || !entry.is_whole() {
             return now;
         }
         let at = entry.taken_at;
-        moment::tell(attempt, &Moment { kind: KIND_ACQUIRED, at, key: &key, entry, ending: None });
+        let room = Room::Reserved;
+        let kind = KIND_ACQUIRED;
+        moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending: None, room });
         // Nobody else could have it while it was there.
         if at > now { now } else { at - 1 }
     }

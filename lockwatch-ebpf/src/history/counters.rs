@@ -1,7 +1,7 @@
 //! What is counted, on each CPU apart.
 
 use lockwatch_common::history::{
-    BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, Entry, FL_OFDLCK, KINDS,
+    BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, Entry, FL_OFDLCK, KINDS, Key, PARKED, parked_at,
 };
 
 use crate::tables::COUNTERS;
@@ -101,6 +101,14 @@ pub(crate) fn granted(kind: usize, waited: u64) {
 pub(crate) fn draft() -> Option<*mut Entry> {
     // SAFETY: a place within the map's value.
     COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &raw mut (*counters).draft })
+}
+
+/// Where this CPU notes that a lock's place is kept although the lock was given up.
+#[inline(always)]
+pub(crate) fn parking(key: &Key) -> Option<*mut Key> {
+    let at = parked_at(key.inode, key.owner) % PARKED;
+    // SAFETY: a place within the map's value.
+    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &raw mut (*counters).parked[at] })
 }
 
 /// Two addresses as plain numbers. What the verifier knows as a typed pointer it allows no

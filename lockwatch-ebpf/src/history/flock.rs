@@ -9,7 +9,7 @@ use lockwatch_common::history::{CLASS_FLOCK, F_UNLCK, FL_ACCESS};
 
 use crate::attempt::{Attempt, DEFERRED, EAGAIN};
 use crate::tables::LOCKS;
-use crate::taking::{given_up, taken};
+use crate::taking::{given_up, in_force, taken};
 use crate::waits;
 
 #[btf_tracepoint(function = "flock_lock_inode")]
@@ -18,7 +18,11 @@ fn flock_lock_inode(context: BtfTracePointContext) -> i32 {
     let outcome: i32 = context.arg(2);
     if !inode.is_null() && !lock.is_null() {
         // SAFETY: the tracepoint's arguments.
-        unsafe { seen(&Attempt::read(inode, lock, CLASS_FLOCK, false), outcome) };
+        unsafe {
+            if let Some(attempt) = Attempt::read(inode, lock, CLASS_FLOCK, false) {
+                seen(&attempt, outcome);
+            }
+        }
     }
     0
 }
@@ -28,8 +32,9 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
     if attempt.flags & FL_ACCESS != 0 {
         return;
     }
-    let known = LOCKS.get_ptr_mut(&attempt.key);
-    // SAFETY: `known` is the table's value under this key.
+    let place = LOCKS.get_ptr_mut(&attempt.key);
+    let known = in_force(place);
+    // SAFETY: `place` is the table's value under this key.
     unsafe {
         match outcome {
             0 if attempt.access == F_UNLCK => {
@@ -43,9 +48,9 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
                     Some(known) if (*known).access == attempt.access => {}
                     Some(known) => {
                         given_up(attempt, known);
-                        taken(attempt, false);
+                        taken(attempt, place, false);
                     }
-                    None => taken(attempt, false),
+                    None => taken(attempt, place, false),
                 }
                 waits::over(true);
             }

@@ -11,14 +11,18 @@ use lockwatch_common::history::CLASS_LEASE;
 use crate::attempt::Attempt;
 use crate::conflict;
 use crate::tables::LOCKS;
-use crate::taking::{given_up, taken};
+use crate::taking::{given_up, in_force, taken};
 
 #[btf_tracepoint(function = "generic_add_lease")]
 fn generic_add_lease(context: BtfTracePointContext) -> i32 {
     let (inode, lease): (*const u8, *const u8) = (context.arg(0), context.arg(1));
     if !inode.is_null() && !lease.is_null() {
         // SAFETY: the tracepoint's arguments.
-        unsafe { asked_for(&Attempt::read(inode, lease, CLASS_LEASE, false)) };
+        unsafe {
+            if let Some(attempt) = Attempt::read(inode, lease, CLASS_LEASE, false) {
+                asked_for(&attempt);
+            }
+        }
     }
     0
 }
@@ -30,8 +34,8 @@ fn generic_delete_lease(context: BtfTracePointContext) -> i32 {
     if !inode.is_null() && !lease.is_null() {
         // SAFETY: the tracepoint's arguments; the table's value under this key.
         unsafe {
-            let attempt = Attempt::read(inode, lease, CLASS_LEASE, false);
-            if let Some(known) = LOCKS.get_ptr_mut(attempt.key) {
+            let Some(attempt) = Attempt::read(inode, lease, CLASS_LEASE, false) else { return 0 };
+            if let Some(known) = in_force(LOCKS.get_ptr_mut(attempt.key)) {
                 given_up(&attempt, known);
             }
         }
@@ -41,27 +45,28 @@ fn generic_delete_lease(context: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn asked_for(attempt: &Attempt) {
-    // SAFETY: `known` is the table's value under this key.
+    // SAFETY: `place` is the table's value under this key.
     unsafe {
-        let known = LOCKS.get_ptr_mut(attempt.key);
+        let place = LOCKS.get_ptr_mut(attempt.key);
+        let known = in_force(place);
         match conflict::of_owner(attempt) {
             // A lease that is there already is changed, not taken: it stays its taker's.
             conflict::Own::There => {
                 if known.is_none() {
-                    taken(attempt, true);
+                    taken(attempt, place, true);
                 }
             }
             conflict::Own::Absent => {
                 if let Some(known) = known {
                     given_up(attempt, known);
                 }
-                taken(attempt, false);
+                taken(attempt, place, false);
             }
             conflict::Own::NotSeen => {
                 if let Some(known) = known {
                     given_up(attempt, known);
                 }
-                taken(attempt, true);
+                taken(attempt, place, true);
             }
         }
     }

@@ -8,6 +8,7 @@
 
 mod attempt;
 mod attention;
+mod cleared;
 mod conflict;
 mod counters;
 mod exit;

@@ -2,7 +2,10 @@
 //!
 //! Refuses to wait: what does not fit is counted, and user space reads the tables anew.
 
-use lockwatch_common::history::{Ending, Entry, Header, Key, MomentRecord};
+use lockwatch_common::history::{
+    Ending, Entry, Header, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, KIND_RELEASED, Key,
+    MomentRecord,
+};
 
 use crate::attempt::Attempt;
 use crate::tables::MOMENTS;
@@ -20,11 +23,59 @@ pub(crate) struct Moment<'a> {
     pub(crate) entry: &'a Entry,
     /// How its acquirer ended, where it did.
     pub(crate) ending: Option<&'a Ending>,
+    /// How much of the ring it may fill.
+    pub(crate) room: Room,
 }
+
+/// How much of the ring a record may fill: what there can be a flood of leaves room for what there
+/// is one of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Attempts: a half.
+    Half,
+    /// What else happens to files with attention: three quarters.
+    Most,
+    /// Ends that come with a death: all of it.
+    Reserved,
+}
+
+impl Room {
+    /// That of a kind.
+    #[inline(always)]
+    pub(crate) fn of(kind: u32) -> Self {
+        match kind {
+            KIND_REFUSED | KIND_BLOCKED => Self::Half,
+            KIND_ACQUIRED | KIND_RELEASED => Self::Most,
+            _ => Self::Reserved,
+        }
+    }
+
+    /// True where the ring has that much room.
+    #[inline(always)]
+    fn is_there(self) -> bool {
+        if self == Self::Reserved {
+            return true;
+        }
+        let (used, size) = (MOMENTS.query(BPF_RB_AVAIL_DATA), MOMENTS.query(BPF_RB_RING_SIZE));
+        match self {
+            Self::Half => used < size / 2,
+            _ => used < size / 4 * 3,
+        }
+    }
+}
+
+/// `BPF_RB_AVAIL_DATA` of `include/uapi/linux/bpf.h`.
+const BPF_RB_AVAIL_DATA: u64 = 0;
+/// `BPF_RB_RING_SIZE`.
+const BPF_RB_RING_SIZE: u64 = 1;
 
 /// Tells what the current task did to a lock.
 #[inline(never)]
 pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
+    if !moment.room.is_there() {
+        counters::lost_record();
+        return;
+    }
     let Some(mut room) = MOMENTS.reserve::<MomentRecord>(0) else {
         counters::lost_record();
         return;

@@ -22,7 +22,8 @@ pub(crate) fn ids() -> (i32, i32) {
     ((both >> 32) as i32, both as i32)
 }
 
-/// Flags (`PF_*`) of the current task, and the start of its thread group's leader.
+/// Flags (`PF_*`) of the current task, and the start of its thread group's leader. Costs more than it
+/// looks: for what is not ordinary.
 #[inline(always)]
 pub(crate) fn flags_and_start() -> (u32, u64) {
     // SAFETY: a helper without arguments; members at offsets of their type.
@@ -41,6 +42,35 @@ unsafe fn of_task<const TYPED: bool>(task: *const u8) -> (u32, u64) {
     unsafe {
         let leader: *const u8 = hop::<TYPED, _>(task, offset!(task_leader));
         (hop::<TYPED, _>(task, offset!(task_flags)), hop::<TYPED, _>(leader, offset!(task_start)))
+    }
+}
+
+/// Writes down the current task where it is not written there already.
+///
+/// What cannot change without an exec is not looked at where no exec was.
+///
+/// # Safety
+/// `to` must be valid for reads and writes.
+#[inline(always)]
+pub(crate) unsafe fn renew(to: *mut Party) {
+    // SAFETY: the caller's promise; a helper without arguments, and members of the current task.
+    unsafe {
+        if offset!(has_task_btf) != 1 || offset!(task_exec_id) == ABSENT {
+            return current(to);
+        }
+        let task: *const u8 = bpf_get_current_task_btf().cast();
+        let leader: *const u8 = member(task, offset!(task_leader));
+        let comm = (&raw const (*to).comm).cast::<u64>();
+        if (*to).tid == member::<i32>(task, offset!(task_pid))
+            && (*to).start == member::<u64>(leader, offset!(task_start))
+            && (*to).exec_id == member::<u32>(task, offset!(task_exec_id))
+            && comm.read() == member::<u64>(task, offset!(task_comm))
+            && comm.add(1).read() == member::<u64>(task, offset!(task_comm) + 8)
+            && (*to).cgroup == bpf_get_current_cgroup_id()
+        {
+            return;
+        }
+        current(to);
     }
 }
 
@@ -71,7 +101,10 @@ unsafe fn describe<const TYPED: bool>(task: *const u8, to: *mut Party) {
     // SAFETY: the caller gives the current task, typed where `TYPED`, and a place to write to.
     unsafe {
         let to = &mut *to;
-        to.flags = hop::<TYPED, _>(task, offset!(task_flags));
+        to.exec_id = 0;
+        if TYPED && offset!(task_exec_id) != ABSENT {
+            to.exec_id = hop::<TYPED, _>(task, offset!(task_exec_id));
+        }
         let leader: *const u8 = hop::<TYPED, _>(task, offset!(task_leader));
         to.start = hop::<TYPED, _>(leader, offset!(task_start));
         let pid: *const u8 = hop::<TYPED, _>(leader, offset!(task_thread_pid));

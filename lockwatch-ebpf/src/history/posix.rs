@@ -16,8 +16,8 @@ use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
 use crate::attempt::{Attempt, DEFERRED, EAGAIN};
 use crate::tables::{LOCKS, OPERATIONS, OWNERS, add, globals, held, slot};
-use crate::taking::{describe, given_up, now, taken, tell};
-use crate::{attention, counters, party, waits};
+use crate::taking::{describe, given_up, in_force, now, taken, tell};
+use crate::{attention, cleared, counters, party, waits};
 
 /// The last byte of what goes to the end of the file.
 const TO_THE_END: i64 = i64::MAX;
@@ -31,13 +31,8 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
     if !inode.is_null() && !lock.is_null() {
         // SAFETY: the tracepoint's arguments.
         unsafe {
-            let mut attempt = Attempt::read(inode, lock, CLASS_POSIX, true);
-            let Some((inode, owner)) = counters::plain(attempt.key.inode, attempt.key.owner) else {
-                return 0;
-            };
-            attempt.key.inode = inode;
-            attempt.key.owner = owner;
-            attempt.slot = slot_of(inode, owner);
+            let Some(mut attempt) = Attempt::read(inode, lock, CLASS_POSIX, true) else { return 0 };
+            attempt.slot = slot_of(attempt.key.inode, attempt.key.owner);
             seen(&mut attempt, outcome);
         }
     }
@@ -83,7 +78,8 @@ unsafe fn done(attempt: &mut Attempt) {
             return;
         }
         let Some(slot) = slot(attempt.slot) else { return };
-        let found = LOCKS.get_ptr_mut(attempt.key);
+        let place = LOCKS.get_ptr_mut(attempt.key);
+        let found = in_force(place);
         let known = found.map(|entry| Known {
             same_end: (*entry).end == attempt.end,
             same_access: (*entry).access == attempt.access,
@@ -102,7 +98,7 @@ unsafe fn done(attempt: &mut Attempt) {
                     given_up(attempt, found);
                 }
                 // Where something is missing, what it became one with may be older.
-                taken(attempt, attempt.linked && (*slot).lost_at != 0);
+                taken(attempt, place, attempt.linked && (*slot).lost_at != 0);
             }
             Setting::Other => begin(attempt, slot, false),
         }
@@ -128,7 +124,7 @@ unsafe fn given_back(
             }
             Unsetting::Only => {
                 attempt.key.start = (*slot).starts;
-                if let Some(found) = LOCKS.get_ptr_mut(attempt.key) {
+                if let Some(found) = in_force(LOCKS.get_ptr_mut(attempt.key)) {
                     given_up(attempt, found);
                 }
             }
@@ -143,20 +139,23 @@ unsafe fn given_back(
 unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     let now = now();
     let (tgid, _) = party::ids();
+    let (_, start) = party::flags_and_start();
     // SAFETY: the maps' values.
     unsafe {
         let mut owner = Owner {
             since: now,
-            cleared_at: if cleared { now } else { 0 },
+            cleared_at: 0,
+            cleared_before: 0,
             lost_at: (*slot).lost_at,
             last_at: now,
+            start,
             tgid,
-            reserved: 0,
+            told: 0,
         };
-        if !cleared {
-            write_down(attempt, &raw mut owner, now);
+        if cleared {
+            all_given_up(attempt, &raw mut owner, now, true);
         } else {
-            counters::release(counters::kind(attempt.key.class, attempt.flags), None);
+            write_down(attempt, &raw mut owner, now);
         }
         if OWNERS.insert(attempt.key.of_owner(), owner, 0).is_err() {
             (*slot).lost_at = now;
@@ -172,6 +171,18 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     }
 }
 
+/// The owner gave up all that it had. `new` where its operations were not written down before.
+#[inline(never)]
+unsafe fn all_given_up(attempt: &Attempt, owner: *mut Owner, now: u64, new: bool) {
+    counters::release(counters::kind(attempt.key.class, attempt.flags), None);
+    // SAFETY: the caller gives the map's value, or one that becomes it.
+    unsafe {
+        (*owner).cleared_before = (*owner).cleared_at;
+        (*owner).told = cleared::told(attempt, owner, now, new) as u32;
+        (*owner).cleared_at = now;
+    }
+}
+
 /// Writes one operation down.
 #[inline(never)]
 unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
@@ -180,17 +191,16 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
     unsafe {
         (*owner).last_at = now;
         if attempt.access == F_UNLCK {
-            counters::release(kind, None);
             if attempt.key.start == 0 && attempt.end == TO_THE_END {
-                (*owner).cleared_at = now;
-                return;
+                return all_given_up(attempt, owner, now, false);
             }
+            counters::release(kind, None);
         } else {
             counters::acquisition(kind);
         }
         let file = attempt.file();
         let Some(draft) = counters::draft() else { return };
-        describe(draft, attempt, &file, now);
+        describe(draft, attempt, &file, now, now);
         let entry = &*draft;
         let key = OperationKey {
             inode: attempt.key.inode,

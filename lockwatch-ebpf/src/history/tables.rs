@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
     Counters, Ending, Entry, FileKey, Globals, Held, Key, Operation, OperationKey, Owner, OwnerKey,
-    ProcessKey, SLOTS, Slot, Wait,
+    ProcessKey, REFUSALS, Refusal, SLOTS, Slot, Wait,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -29,6 +29,8 @@ pub(crate) static ATTENDED: HashMap<FileKey, u64> = HashMap::with_max_entries(10
 static HELD: Array<Held> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
 static SLOTS_TABLE: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+#[map]
+static REFUSALS_TABLE: Array<Refusal> = Array::with_max_entries(REFUSALS, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -54,6 +56,12 @@ pub(crate) fn held(pid: i32) -> Option<*mut Held> {
 #[inline(always)]
 pub(crate) fn slot(place: u32) -> Option<*mut Slot> {
     SLOTS_TABLE.get_ptr_mut(place)
+}
+
+/// The refused attempt that was told last, of those that share a place with this one.
+#[inline(always)]
+pub(crate) fn refusal(of: u64) -> Option<*mut Refusal> {
+    REFUSALS_TABLE.get_ptr_mut((of >> 48) as u32 % REFUSALS)
 }
 
 /// Adds to a hint that several CPUs write.

@@ -1,10 +1,13 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
-use lockwatch_common::history::{KIND_BLOCKED, KIND_REFUSED, Wait};
+use lockwatch_common::history::{
+    Entry, F_UNLCK, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW, Wait, refusal_of,
+};
 
 use crate::attempt::Attempt;
-use crate::moment::Moment;
-use crate::tables::{DEAD, LOCKS, WAITERS, add, held};
+use crate::conflict::Met;
+use crate::moment::{Moment, Room};
+use crate::tables::{DEAD, LOCKS, OWNERS, WAITERS, add, globals, held, refusal};
 use crate::taking::now;
 use crate::{attention, conflict, counters, moment, party, words};
 
@@ -84,32 +87,79 @@ pub(crate) fn over(granted: bool) {
 /// Tells of an attempt that met a lock whose taker is dead, or a file with attention.
 #[inline(never)]
 fn tell(kind: u32, at: u64, attempt: &Attempt) {
-    let file = attempt.file();
-    let attended = attention::is_paid(&file, at);
+    let attended = attention::is_paid(&attempt.file(), at);
     let Some(met) = conflict::met(attempt) else { return };
     let key = met.key(attempt);
     // SAFETY: the maps' values; plain numbers.
     unsafe {
-        match LOCKS.get(&key) {
-            Some(entry) => {
-                let ending = DEAD.get(entry.by.process());
-                if attended || ending.is_some() {
-                    moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending });
-                }
-            }
-            None if attended => {
-                let Some(to) = counters::draft() else { return };
-                words::clear(to);
-                (*to).end = met.end;
-                (*to).ino = file.ino;
-                (*to).access = met.access;
-                (*to).flags = met.flags;
-                (*to).recorded = met.recorded;
-                (*to).dev = file.dev;
-                let entry = &*to;
-                moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending: None });
-            }
-            None => {}
+        let entry = match LOCKS.get(&key) {
+            Some(entry) if entry.access != F_UNLCK && entry.is_whole() => Some(entry),
+            _ => None,
+        };
+        let mut ending = match entry {
+            Some(entry) => DEAD.get(entry.by.process()),
+            None => None,
+        };
+        let mut of_owner = None;
+        if ending.is_none()
+            && let Some(globals) = globals()
+            && (*globals).owners != 0
+            && let Some(owner) = OWNERS.get(key.of_owner())
+        {
+            of_owner = Some((owner.start, owner.tgid));
+            ending = DEAD.get(ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
         }
+        if !attended && ending.is_none() {
+            return;
+        }
+        if kind == KIND_REFUSED && is_told(&key, at, ending.is_some()) {
+            return;
+        }
+        let room = Room::of(kind);
+        if let Some(entry) = entry
+            && of_owner.is_none()
+        {
+            return moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
+        }
+        let Some(to) = counters::draft() else { return };
+        words::clear(to);
+        as_met(to, &met, attempt);
+        if let Some((start, tgid)) = of_owner {
+            ((*to).by.start, (*to).by.tgid) = (start, tgid);
+        }
+        let entry = &*to;
+        moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
     }
+}
+
+/// What is known of a lock that no table has.
+#[inline(always)]
+unsafe fn as_met(to: *mut Entry, met: &Met, attempt: &Attempt) {
+    let file = attempt.file();
+    // SAFETY: the caller gives a place for drafts.
+    unsafe {
+        (*to).end = met.end;
+        (*to).ino = file.ino;
+        (*to).access = met.access;
+        (*to).flags = met.flags;
+        (*to).recorded = met.recorded;
+        (*to).dev = file.dev;
+    }
+}
+
+/// True where a refused attempt of this thread on this lock was told a moment ago. One that was not
+/// told meanwhile is counted all the same.
+#[inline(always)]
+unsafe fn is_told(key: &Key, at: u64, exiting: bool) -> bool {
+    let of = refusal_of(party::ids().1, key, exiting);
+    let Some(last) = refusal(of) else { return false };
+    // SAFETY: the map's value; plain numbers, of which a wrong one costs or saves a record.
+    unsafe {
+        if (*last).of == of && at.wrapping_sub((*last).at) < REFUSAL_WINDOW {
+            return true;
+        }
+        (*last).of = of;
+        (*last).at = at;
+    }
+    false
 }

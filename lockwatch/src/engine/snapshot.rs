@@ -361,6 +361,8 @@ pub struct Process {
     pub exiting: bool,
     /// True where nothing of it is left but its exit status (no live thread).
     pub zombie: bool,
+    /// Threads, where it was looked up.
+    pub threads: Option<u64>,
     /// Executable, where it was looked up.
     #[serde(default, with = "bytes::optional")]
     pub exe: Option<Box<[u8]>>,

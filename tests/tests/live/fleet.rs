@@ -12,7 +12,7 @@ use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::stories::LEAKED;
+use crate::stories::{self, LEAKED};
 
 pub(crate) const TESTS: &[Test] =
     &[once!(queries_give_the_numbers_of_what_happened_on_three_machines)
@@ -123,20 +123,7 @@ fn numbers(
         .wait_for("count(instance:lockwatch_orphaned_locks:sum >= 1)", |values| values == [3.0])?;
 
     // One deadlock, and two long waits for who is told early of them.
-    scene.play(
-        "start one
-         start two
-         one: open x left
-         one: open y right
-         two: open x left
-         two: open y right
-         one: flock x ex
-         two: flock y ex
-         one: later flock y ex
-         await one blocked
-         two: later flock x ex
-         await two blocked",
-    )?;
+    stories::deadlock(scene)?;
     let deadlocks = "count(lockwatch_races_total{kind=\"deadlock\"} >= 1)";
     prometheus.wait_for(deadlocks, |values| values == [3.0])?;
     let long = format!("lockwatch_races_total{{kind=\"long_wait\",instance=\"{}\"}}", targets[2]);
@@ -151,7 +138,7 @@ fn numbers(
     prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [0.0])?;
 
     // A daemon that stands still: it cannot be scraped, and its heart stopped when it did.
-    daemons[1].signal(Signal::STOP)?;
+    daemons[1].freeze()?;
     let up = format!("up{{instance=\"{}\"}}", targets[1]);
     prometheus.wait_for(&up, |values| values == [0.0])?;
     let age = |instance: &str| {

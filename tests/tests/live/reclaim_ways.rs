@@ -14,7 +14,11 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_posix_lock_is_refused_without_a_method_and_ended_with_its_process).needs(BPF),
     once!(a_holder_that_will_not_end_is_killed).needs(BPF),
     once!(no_more_holders_are_ended_than_it_takes).needs(BPF),
-    once!(a_mapping_ends_with_its_process_and_in_no_other_way).needs(BPF),
+    once!(a_mapping_ends_with_its_process_and_in_no_other_way).needs(&[
+        "root",
+        "iter/task_file",
+        "iter/task_vma",
+    ]),
     once!(a_registered_file_ends_with_its_process_and_in_no_other_way).needs(&[
         "root",
         "iter/task_file",

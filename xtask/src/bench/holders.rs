@@ -27,6 +27,11 @@ pub(super) struct Holders {
 }
 
 impl Crowd {
+    /// The crowd of a cell of the table.
+    pub(super) fn of_a_cell(locks: usize, processes: usize) -> Self {
+        Self { work: Work::of_a_cell(locks.div_ceil(processes)), locks, processes }
+    }
+
     /// Starts the processes and waits until every lock is held. Files go below `folder`.
     pub(super) fn start(self, folder: &Path) -> Result<Holders> {
         let limit = holder::descriptor_limit();

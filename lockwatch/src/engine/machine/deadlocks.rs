@@ -1,5 +1,11 @@
 //! Waiters that wait for each other, over FLOCK, OFD and POSIX locks.
 //!
+//! What waits is a thread, and what can release a lock is any thread that has its description or fd
+//! table: the kernel says of a request only whose process it is, and of a lock nothing at all about
+//! threads. So a process is stuck where every single one of its threads waits for a lock that none
+//! but the stuck could release; as long as one thread does not wait, or how many there are is not
+//! known, it may be the one that lets all others go on.
+//!
 //! Refuses to call it a deadlock where anybody else could still release one of the locks, where a
 //! holder may have been overlooked, or before it was there for a grace: a reading takes a moment,
 //! in which waits come and go.
@@ -98,21 +104,27 @@ fn tell(scene: Scene<'_>, cycle: &[Link]) -> News {
     News::general(Kind::Deadlock { members: cycle.iter().map(member).collect() })
 }
 
-/// Every process that waits, with the locks that block it.
+/// Every process that waits with all its threads, and for each of its requests the locks that block
+/// it.
 struct Graph<'a> {
     view: &'a View,
-    blockers: BTreeMap<Pid, BTreeSet<u32>>,
+    requests: BTreeMap<Pid, Vec<&'a [u32]>>,
 }
 
 /// The cycles of the view, one for each set of members, each begun at its lowest pid.
 fn cycles(view: &View) -> Vec<Vec<Link>> {
-    let mut graph = Graph { view, blockers: BTreeMap::new() };
+    let mut graph = Graph { view, requests: BTreeMap::new() };
     for (waiter, blockers) in view.snapshot.waiters.iter().zip(&view.blockers) {
         if let RecordedPid::Local(pid) = waiter.requester {
-            graph.blockers.entry(pid).or_default().extend(blockers);
+            graph.requests.entry(pid).or_default().push(blockers);
         }
     }
-    if graph.blockers.len() < 2 {
+    graph.requests.retain(|&pid, requests| {
+        let threads = view.process(pid).and_then(|process| process.threads);
+        // A thread waits for one lock at a time.
+        threads.is_some_and(|threads| threads <= requests.len() as u64)
+    });
+    if graph.requests.len() < 2 {
         return Vec::new();
     }
     let stuck = graph.stuck();
@@ -131,7 +143,7 @@ fn cycles(view: &View) -> Vec<Vec<Link>> {
                 found.insert(cycle.iter().map(|&(pid, _)| pid).collect(), cycle);
                 break;
             }
-            let Some((lock, next)) = graph.blocked_by(at, &stuck) else { break };
+            let Some((lock, next)) = graph.next(at, &stuck) else { break };
             path.push((at, lock));
             at = next;
         }
@@ -144,35 +156,56 @@ impl Graph<'_> {
     /// The waiting processes that none but each other could let go on: what is left when all are
     /// taken away, again and again, who wait for nobody that waits.
     fn stuck(&self) -> BTreeSet<Pid> {
-        let mut stuck: BTreeSet<Pid> = self.blockers.keys().copied().collect();
+        let mut stuck: BTreeSet<Pid> = self.requests.keys().copied().collect();
         loop {
             let before = stuck.len();
-            let left = stuck.iter().filter(|&&pid| self.blocked_by(pid, &stuck).is_some());
-            stuck = left.copied().collect();
+            let is_stuck = |&&pid: &&Pid| {
+                let mut requests = self.requests[&pid].iter();
+                requests.all(|request| self.is_blocked(request, &stuck))
+            };
+            stuck = stuck.iter().filter(is_stuck).copied().collect();
             if stuck.len() == before {
                 return stuck;
             }
         }
     }
 
-    /// A lock that blocks `pid` and that nobody outside of `stuck` could release, with the first of
-    /// its other holders. One such lock is enough, because every blocker must go.
-    fn blocked_by(&self, pid: Pid, stuck: &BTreeSet<Pid>) -> Option<(u32, Pid)> {
-        self.blockers.get(&pid)?.iter().find_map(|&place| {
-            let lock = self.view.locks.get(place as usize)?;
-            // A place that is nobody's is somebody else's next.
-            let holders: Option<BTreeSet<Pid>> =
-                self.view.holdings(lock).map(|holding| holding.pid).collect();
-            let holders = holders?;
-            let next = *holders.iter().find(|holder| **holder != pid && stuck.contains(holder))?;
-            let waits = |holder: &Pid| {
-                stuck.contains(holder)
-                    || holders
-                        .iter()
-                        .any(|child| stuck.contains(child) && self.is_ancestor(*holder, *child))
-            };
-            holders.iter().all(waits).then_some((place, next))
+    /// True where one of the locks that block a request is one that none but the stuck could release.
+    /// One is enough, because every blocker must go.
+    fn is_blocked(&self, request: &[u32], stuck: &BTreeSet<Pid>) -> bool {
+        request.iter().any(|&place| {
+            let holders = self.kept_by(place, stuck).unwrap_or_default();
+            holders.iter().any(|holder| stuck.contains(holder))
         })
+    }
+
+    /// A lock that `pid` waits for and that nobody outside of `stuck` could release, with the first
+    /// of its other holders.
+    fn next(&self, pid: Pid, stuck: &BTreeSet<Pid>) -> Option<(u32, Pid)> {
+        let mut places: Vec<u32> = self.requests.get(&pid)?.concat();
+        places.sort_unstable();
+        places.into_iter().find_map(|place| {
+            let holders = self.kept_by(place, stuck)?;
+            let next = holders.into_iter().find(|&holder| holder != pid && stuck.contains(&holder));
+            Some((place, next?))
+        })
+    }
+
+    /// The holders of a lock, where each is stuck or waits for one that is; `None` where anybody else
+    /// could release it.
+    fn kept_by(&self, place: u32, stuck: &BTreeSet<Pid>) -> Option<BTreeSet<Pid>> {
+        let lock = self.view.locks.get(place as usize)?;
+        // A place that is nobody's is somebody else's next.
+        let holders: Option<BTreeSet<Pid>> =
+            self.view.holdings(lock).map(|holding| holding.pid).collect();
+        let holders = holders?;
+        let waits = |holder: &Pid| {
+            stuck.contains(holder)
+                || holders
+                    .iter()
+                    .any(|child| stuck.contains(child) && self.is_ancestor(*holder, *child))
+        };
+        holders.iter().all(waits).then_some(holders)
     }
 
     /// True where `process` descends from `ancestor`: a shell has the descriptor that it gave to

@@ -151,14 +151,17 @@ const KINDS: [(&str, &str); 15] = [
         "lock_replaced",
         "Two inodes that had the same path are exclusively locked at the same time: the lock file was unlinked and made anew. `lock` is on the one that lost the path, `new_lock` on the other. Told once for each pair of files.",
     ),
-    ("refused", "A non-blocking attempt met a lock that is watched or an announced orphan."),
+    (
+        "refused",
+        "A non-blocking attempt met a lock that is watched or an announced orphan. Of the attempts of one thread on one lock at most one in a tenth of a second is told; `lockwatch_refusals_total` counts them all.",
+    ),
     (
         "long_wait",
         "A wait passed its threshold, 30 seconds. Told once for each wait; `since` is `null` where nobody saw it begin. `lock` is the first of those that block it, `blocked_by` names all.",
     ),
     (
         "deadlock",
-        "Waiters that wait for each other, over FLOCK, OFDLCK and POSIX locks. Each member waits for a lock that the next one holds, the last for one of the first. Told once for each set of members, and again only after it was gone; it must be there in two readings a grace apart. Nobody outside of the members can release one of the locks, but for a parent that has the same descriptor and waits for its child, as a shell does that runs flock(1). Threads of one process are not told apart.",
+        "Waiters that wait for each other, over FLOCK, OFDLCK and POSIX locks. Each member waits for a lock that the next one holds, the last for one of the first. Told once for each set of members, and again only after it was gone; it must be there in two readings a grace apart. Nobody outside of the members can release one of the locks, but for a parent that has the same descriptor and waits for its child, as a shell does that runs flock(1). Any thread of a process can release what the process holds, so a member is a process every single one of whose threads waits for the deadlocked ones: one that has a thread to spare is left to `long_wait`, and so is one whose threads could not be counted.",
     ),
     (
         "lost",

@@ -118,6 +118,7 @@ fn merge(snapshot: &mut Snapshot, pid: Pid, read: Process) {
             if same {
                 known.group = read.group;
                 known.session = read.session;
+                known.threads = read.threads;
                 known.exe = read.exe;
                 known.cgroup = read.cgroup;
             }

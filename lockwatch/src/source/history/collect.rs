@@ -76,9 +76,10 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
         };
         let process = reading.snapshot.processes.get(&recorded);
         let start = process.and_then(|process| process.start).map_or(0, |start| start.0);
+        let now = bpf::now().0;
         let entry = Entry {
             taken_at: 0,
-            written_at: bpf::now().0,
+            written_at: now,
             end: bytes(lock.range).1,
             ino: file.ino,
             mtime_sec: 0,
@@ -89,6 +90,7 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
             dev: raw_dev(file.dev),
             merged: 0,
             by: Party { start, tgid: recorded.max(0), ..Party::NOBODY },
+            sealed_at: now,
         };
         match sys::put(fd(&tables.locks), &key, &entry, Write::New) {
             Ok(()) => tables.hint(&key, &entry, 1),
@@ -152,6 +154,10 @@ impl Collector {
                 locks.iter().filter(|(of, _)| of.class == CLASS_POSIX && of.of_owner() == *key);
             // Nothing of its is there, so nothing that it did before the reading matters.
             let over = if held.contains(key) { owner.cleared_at } else { begun - 1 };
+            // What it had when it ended is still to be told.
+            if owner.told == 1 && owner.cleared_at >= tables.drained_at().0 {
+                continue;
+            }
             for (of, entry) in base.clone().filter(|(_, entry)| entry.written_at <= over) {
                 remove_lock(tables, of, entry)?;
             }
@@ -179,10 +185,12 @@ impl Collector {
                 let owner = Owner {
                     since: now,
                     cleared_at: 0,
+                    cleared_before: 0,
                     lost_at: now,
                     last_at: now,
+                    start: 0,
                     tgid: 0,
-                    reserved: 0,
+                    told: 0,
                 };
                 add_owner(tables, &key, &owner)?;
             }

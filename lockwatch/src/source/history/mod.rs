@@ -5,6 +5,7 @@
 //! no acquirer and no time here.
 
 mod array;
+mod cleared;
 mod collect;
 mod join;
 mod load;
@@ -27,7 +28,7 @@ pub use names::Names;
 pub use reader::{Reader, Taken};
 pub use tables::{Tables, Totals};
 
-use crate::source::bpf::{BpfError, Reading};
+use crate::source::bpf::BpfError;
 
 /// Why there is no history.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +99,6 @@ pub struct History {
     pub tables: Arc<Tables>,
     /// The records of the moment.
     pub moments: Moments,
-    collector: collect::Collector,
 }
 
 impl History {
@@ -112,25 +112,9 @@ impl History {
         if tables.begun().is_none() {
             collect::begin(&tables)?;
         }
-        let moments = Moments::new(pins::moments(&options.folder)?)?;
         let tables = Arc::new(tables);
-        Ok((Self { tables, moments, collector: collect::Collector::default() }, continuity))
-    }
-
-    /// Brings the tables in line with a reading of the kernel's lists, and joins what they know of
-    /// its locks.
-    ///
-    /// # Errors
-    /// Where a table cannot be read or written.
-    pub fn reconcile(
-        &mut self,
-        reading: &mut Reading,
-        names: &mut Names,
-    ) -> Result<(), HistoryError> {
-        self.collector.collect(&self.tables, reading)?;
-        let contents = Contents::read(&self.tables)?;
-        join(&contents, &mut reading.snapshot, reading.ended, names);
-        Ok(())
+        let moments = Moments::new(pins::moments(&options.folder)?, Arc::clone(&tables));
+        Ok((Self { tables, moments }, continuity))
     }
 
     /// Opens the tables of the history that is pinned in the folder, for reading alone; `None` where

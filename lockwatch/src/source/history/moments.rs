@@ -4,18 +4,19 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 use aya::maps::{MapData, RingBuf};
 use lockwatch_common::history::{
     CLASS_FLOCK, CLASS_POSIX, DiedRecord, Ending, Entry, F_WRLCK, FL_OFDLCK, Header, KIND_ACQUIRED,
-    KIND_BLOCKED, KIND_DIED, KIND_ENDED, KIND_REFUSED, KIND_RELEASED, KIND_REUSED, Key,
-    MomentRecord, ReusedRecord,
+    KIND_BLOCKED, KIND_CLEARED, KIND_DIED, KIND_ENDED, KIND_REFUSED, KIND_RELEASED, KIND_REUSED,
+    Key, MomentRecord, ReusedRecord,
 };
 use lockwatch_common::wire::{self, Wire};
 
-use super::HistoryError;
 use super::join::death;
 use super::names::Names;
+use super::{Tables, cleared};
 use crate::engine::id::{self, IdKey, LockId};
 use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
@@ -24,6 +25,7 @@ use crate::engine::input::{
     Acquired, Attempt, Ended, FileId, Input, LockName, Outcome, PidReused, Released,
 };
 use crate::engine::snapshot::Death;
+use crate::source::bpf;
 
 /// Bytes that are not a record.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct RecordError {
 /// The ring of records.
 pub struct Moments {
     ring: RingBuf<MapData>,
+    /// They have what a record does not say itself.
+    tables: Arc<Tables>,
     /// The takings that were told last: after a crash both the taker and the end of the crash may
     /// tell of one.
     told: VecDeque<(LockId, BootTime)>,
@@ -59,8 +63,8 @@ pub struct Told<'a> {
 }
 
 impl Moments {
-    pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self, HistoryError> {
-        Ok(Self { ring, told: VecDeque::new() })
+    pub(super) fn new(ring: RingBuf<MapData>, tables: Arc<Tables>) -> Self {
+        Self { ring, tables, told: VecDeque::new() }
     }
 
     /// Takes every record that is there, in the order in which they were written.
@@ -72,18 +76,30 @@ impl Moments {
         told: &mut Told<'_>,
         mut take: impl FnMut(Input),
     ) -> Result<(), RecordError> {
+        let begun = bpf::now();
         while let Some(record) = self.ring.next() {
-            let input = input(&record, told)?;
-            if let Input::Acquired(acquired) = &input {
-                let taking = (acquired.lock.id, acquired.at);
-                if self.told.contains(&taking) {
-                    continue;
+            match parse(&record, told)? {
+                Parsed::Input(input) => {
+                    if let Input::Acquired(acquired) = &input {
+                        let taking = (acquired.lock.id, acquired.at);
+                        if self.told.contains(&taking) {
+                            continue;
+                        }
+                        self.told.truncate(REMEMBERED - 1);
+                        self.told.push_front(taking);
+                    }
+                    take(input);
                 }
-                self.told.truncate(REMEMBERED - 1);
-                self.told.push_front(taking);
+                Parsed::Cleared(record) => match cleared::ends(&record, &self.tables, told) {
+                    Ok(ends) => ends.into_iter().for_each(&mut take),
+                    Err(error) => {
+                        log::error!("what an owner had when it ended: {error}");
+                        take(Input::Lost(1));
+                    }
+                },
             }
-            take(input);
         }
+        self.tables.set_drained(begun);
         Ok(())
     }
 }
@@ -100,11 +116,20 @@ impl AsFd for Moments {
     }
 }
 
+/// What a record comes to.
+#[derive(Debug)]
+enum Parsed {
+    /// All that there is to say.
+    Input(Input),
+    /// What it says only together with the tables.
+    Cleared(MomentRecord),
+}
+
 /// What a record says.
 ///
 /// # Errors
 /// Where the bytes are not one.
-pub(super) fn input(bytes: &[u8], told: &mut Told<'_>) -> Result<Input, RecordError> {
+fn parse(bytes: &[u8], told: &mut Told<'_>) -> Result<Parsed, RecordError> {
     let length = bytes.len();
     let broken = |kind, what| RecordError { kind, length, what };
     let header: Header = wire::read(bytes).ok_or(broken(0, "cut off in its header"))?;
@@ -119,18 +144,21 @@ pub(super) fn input(bytes: &[u8], told: &mut Told<'_>) -> Result<Input, RecordEr
     match kind {
         KIND_DIED => {
             let record: DiedRecord = exact(bytes).ok_or(wrong)?;
-            Ok(Input::Died(death(&record.process, &record.ending)))
+            Ok(Parsed::Input(Input::Died(death(&record.process, &record.ending))))
         }
         KIND_REUSED => {
             let record: ReusedRecord = exact(bytes).ok_or(wrong)?;
             let process =
                 ProcessId { pid: record.process.tgid, start: StartTime(record.process.start) };
-            Ok(Input::PidReused(PidReused { process, at: BootTime(header.at) }))
+            Ok(Parsed::Input(Input::PidReused(PidReused { process, at: BootTime(header.at) })))
         }
         KIND_ENDED | KIND_ACQUIRED | KIND_RELEASED | KIND_REFUSED | KIND_BLOCKED => {
             let record: MomentRecord = exact(bytes).ok_or(wrong)?;
-            moment(&record, told).ok_or(broken(kind, "a lock that ended with nobody's death"))
+            let input = moment(&record, told);
+            let input = input.ok_or(broken(kind, "a lock that ended with nobody's death"))?;
+            Ok(Parsed::Input(input))
         }
+        KIND_CLEARED => Ok(Parsed::Cleared(exact(bytes).ok_or(wrong)?)),
         _ => Err(broken(kind, "unknown kind")),
     }
 }
@@ -172,7 +200,7 @@ fn ending(entry: &Entry, ending: &Ending) -> Option<Death> {
 }
 
 /// The name of a lock, with the id that it has in every snapshot.
-fn lock(key: &Key, entry: &Entry, secret: &IdKey) -> LockName {
+pub(super) fn lock(key: &Key, entry: &Entry, secret: &IdKey) -> LockName {
     let file = FileId { dev: Dev::from_kernel(entry.dev), ino: entry.ino };
     let kind = kind(key.class, entry.flags);
     let range = range(key.start, entry.end);
@@ -218,7 +246,7 @@ fn range(start: i64, end: i64) -> Range {
 const LONGEST_TICK: u64 = 10_000_000;
 
 /// Whether the file was written between the taking and the end; `None` where the stamps cannot tell.
-fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
+pub(super) fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
     let before = (record.entry.mtime_sec, record.entry.mtime_nsec);
     let after = (record.mtime_sec, record.mtime_nsec);
     if record.entry.taken_at == 0 || before == (0, 0) {

@@ -15,7 +15,7 @@ use lockwatch_common::history::{
 };
 
 use super::array::MappedArray;
-use super::tables::Tables;
+use super::tables::{HANDOFF_WINDOW, Tables};
 use super::{Continuity, HistoryError, Options, load};
 
 /// The folder of the pins, below the one that is configured.
@@ -190,7 +190,7 @@ fn pinned(options: &Options, folder: &Path) -> Result<(), HistoryError> {
     }
     let globals = globals(folder, true)?;
     globals.store(0, LAYOUT);
-    globals.store(6, options.handoff_window);
+    globals.store(HANDOFF_WINDOW, options.handoff_window);
     for program in load::PROGRAMS {
         let path = link_path(folder, program);
         load::attach(&mut object, program)?.pin(&path).map_err(|error| pin("pin", &path, error))?;

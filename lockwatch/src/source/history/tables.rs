@@ -4,12 +4,13 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use lockwatch_common::history::{
-    ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_WRLCK, FOREVER,
-    FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation, OperationKey,
-    Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, WAITERS_MAP, Wait, slot_of,
+    ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
+    FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
+    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, WAITERS_MAP, Wait, slot_of,
 };
 use lockwatch_common::wire;
 
@@ -20,12 +21,15 @@ use crate::engine::identity::{BootTime, Pid};
 use crate::engine::input::FileId;
 
 /// Places of the members of `Globals`, in words.
-const BEGUN: usize = 2;
-const OWNERS: usize = 3;
-const ATTENDED: usize = 4;
-const HANDOFF_WINDOW: usize = 6;
-const LAST_SEQ: usize = 7;
-const READER: usize = 8;
+const BEGUN: usize = 1;
+const OWNERS: usize = 2;
+const ATTENDED: usize = 3;
+pub(super) const HANDOFF_WINDOW: usize = 5;
+const LAST_SEQ: usize = 6;
+const READER: usize = 7;
+
+/// How often an entry is read again that is being written.
+const READ_AGAIN: usize = 100;
 
 /// Words of a `Held` and of a `Slot`.
 const HELD_WORDS: usize = 2;
@@ -44,6 +48,8 @@ pub struct Tables {
     held: MappedArray,
     held_mask: u32,
     slots: MappedArray,
+    /// Until when every record of the moment was taken, ns of `CLOCK_BOOTTIME`.
+    drained_at: AtomicU64,
 }
 
 fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> HistoryError {
@@ -77,6 +83,7 @@ impl Tables {
             held_mask: elements - 1,
             slots: MappedArray::new(slots.fd(), SLOTS, SLOT_WORDS, writable)
                 .map_err(failed("map", SLOTS_MAP))?,
+            drained_at: AtomicU64::new(0),
         })
     }
 
@@ -162,12 +169,48 @@ impl Tables {
         Ok(totals)
     }
 
+    /// Every lock that was taken and not given up.
     pub(super) fn locks(&self) -> Result<Vec<(Key, Entry)>, HistoryError> {
-        sys::all(fd(&self.locks)).map_err(failed("read", LOCKS_MAP))
+        let mut locks =
+            sys::all::<Key, Entry>(fd(&self.locks)).map_err(failed("read", LOCKS_MAP))?;
+        for (key, entry) in &mut locks {
+            self.read_whole(key, entry)?;
+        }
+        // Of those the place is kept, and nothing else.
+        locks.retain(|(_, entry)| entry.access != F_UNLCK);
+        Ok(locks)
+    }
+
+    /// Reads an entry again that somebody wrote while it was read. One that is written without an
+    /// end is as good as given up: nothing is said of it.
+    fn read_whole(&self, key: &Key, entry: &mut Entry) -> Result<(), HistoryError> {
+        for _ in 0..READ_AGAIN {
+            if entry.is_whole() {
+                return Ok(());
+            }
+            let read = sys::get(fd(&self.locks), key).map_err(failed("read", LOCKS_MAP))?;
+            *entry = read.unwrap_or(Entry { access: F_UNLCK, ..Entry::EMPTY });
+        }
+        entry.access = F_UNLCK;
+        Ok(())
+    }
+
+    /// Remembers until when every record of the moment was taken.
+    pub(super) fn set_drained(&self, at: BootTime) {
+        self.drained_at.store(at.0, Ordering::Relaxed);
+    }
+
+    /// Until when every record of the moment was taken; 0 where none was.
+    pub(super) fn drained_at(&self) -> BootTime {
+        BootTime(self.drained_at.load(Ordering::Relaxed))
     }
 
     pub(super) fn owners(&self) -> Result<Vec<(OwnerKey, Owner)>, HistoryError> {
         sys::all(fd(&self.owners)).map_err(failed("read", OWNERS_MAP))
+    }
+
+    pub(super) fn owner(&self, key: &OwnerKey) -> Result<Option<Owner>, HistoryError> {
+        sys::get(fd(&self.owners), key).map_err(failed("read", OWNERS_MAP))
     }
 
     pub(super) fn operations(&self) -> Result<Vec<(OperationKey, Operation)>, HistoryError> {

@@ -156,6 +156,7 @@ impl Processes {
             parent: known(stat.parent),
             group: known(stat.group),
             session: known(stat.session),
+            threads: Some(stat.threads),
             comm: stat.comm,
             ..Process::default()
         });

@@ -221,19 +221,19 @@ fn a_history_that_is_ended_leaves_nothing(scene: &mut Scene) -> Result<()> {
 }
 
 fn a_full_table_costs_knowledge_and_no_truth(scene: &mut Scene) -> Result<()> {
-    let mut witness = Witness::with(scene, Sizes { locks: 16, ..Sizes::default() })?;
+    let mut witness = Witness::with(scene, Sizes { locks: 256, ..Sizes::default() })?;
     scene.new_folder("crowd")?;
-    scene.play("start owner\nowner: mass files 100 crowd")?;
+    scene.play("start owner\nowner: mass files 400 crowd")?;
     let lost = witness.history.tables.totals()?.lost_elements;
-    ensure!(lost >= 60, "only {lost} of 100 locks did not fit 16 places");
+    ensure!(lost >= 144, "only {lost} of 400 locks did not fit 256 places");
     let snapshot = witness.look()?;
     let owner = scene.pid("owner")?;
     let own =
         |lock: &&lockwatch::engine::snapshot::Lock| lock.acquirer == RecordedPid::Local(owner);
     let known = snapshot.locks.iter().filter(own).filter(|lock| lock.taken.is_some()).count();
-    same!("locks", snapshot.locks.iter().filter(own).count(), 100);
+    same!("locks", snapshot.locks.iter().filter(own).count(), 400);
     // Others on this machine lose theirs, too.
-    ensure!(known as u64 + lost >= 100, "{known} of 100 are known, and only {lost} were lost");
+    ensure!(known as u64 + lost >= 400, "{known} of 400 are known, and only {lost} were lost");
     scene.play("owner: exit 0\nstart other\nother: open a a\nother: flock a ex")?;
     let seen = witness.locks(scene, &["a"])?;
     ensure!(seen[0].taken.is_some(), "there is room again, and it is not used");

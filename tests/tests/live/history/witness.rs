@@ -1,6 +1,7 @@
 //! An open history of a test's own, and what it knows.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,8 +9,7 @@ use lockwatch::engine::id::{self, LockId};
 use lockwatch::engine::identity::{BootTime, Dev, Pid};
 use lockwatch::engine::input::{FileId, Input};
 use lockwatch::engine::snapshot::{Lock, Snapshot};
-use lockwatch::source::bpf;
-use lockwatch::source::history::{Continuity, History, Names, Options, Sizes, Told};
+use lockwatch::source::history::{Continuity, History, Names, Options, Reader, Sizes, Told};
 use lockwatch_tests::harness::daemon::House;
 use lockwatch_tests::harness::{Scene, patience};
 use lockwatch_tests::same;
@@ -18,6 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// The history of one test. It ends with the test.
 pub(crate) struct Witness {
     pub(crate) history: History,
+    reader: Option<Reader>,
     pub(crate) names: Names,
     folder: PathBuf,
     _house: House,
@@ -35,7 +36,8 @@ impl Witness {
         let folder = house.path("bpf/lockwatch");
         let (history, continuity) = open(&folder, sizes)?;
         same!("continuity", continuity, Continuity::New);
-        Ok(Self { history, names: Names::default(), folder, _house: house })
+        let reader = Some(reader(&history));
+        Ok(Self { history, reader, names: Names::default(), folder, _house: house })
     }
 
     /// The folder of its pins.
@@ -46,6 +48,8 @@ impl Witness {
     /// Lets the history be, and takes it over again.
     pub(crate) fn again(&mut self) -> Result<Continuity> {
         let (history, continuity) = open(&self.folder, Sizes::default())?;
+        self.reader = None;
+        self.reader = Some(reader(&history));
         self.history = history;
         Ok(continuity)
     }
@@ -56,12 +60,12 @@ impl Witness {
         BootTime(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
     }
 
-    /// A reading of the kernel's lists, reconciled with the tables.
+    /// A reading as the daemon takes it.
     pub(crate) fn look(&mut self) -> Result<Snapshot> {
-        let mut reading = bpf::read().context("a reading")?;
-        self.history.reconcile(&mut reading, &mut self.names).context("reconciling")?;
-        ensure!(reading.snapshot.history, "it says that there is no history");
-        Ok(reading.snapshot)
+        let reader = self.reader.as_mut().context("no reader")?;
+        let snapshot = reader.read(&[]).context("a reading")?.reading.snapshot;
+        ensure!(snapshot.history, "it says that there is no history");
+        Ok(snapshot)
     }
 
     /// The locks on these files of the scene, in the order of the files and of their first bytes.
@@ -127,14 +131,20 @@ impl Witness {
 
     /// The id of the one lock on a file, as every snapshot has it.
     pub(crate) fn id_of(&mut self, scene: &Scene, file: &str) -> Result<LockId> {
+        self.ids_of(scene, file)?.first().copied().context("no lock")
+    }
+
+    /// The ids of the locks on a file, as every snapshot has them.
+    pub(crate) fn ids_of(&mut self, scene: &Scene, file: &str) -> Result<Vec<LockId>> {
         let snapshot = self.look()?;
         let ids = id::assign(&snapshot, &lockwatch::id_key::machine_key().0);
         let file = scene.file(file)?;
-        let place = snapshot.locks.iter().position(|lock| {
+        let on_file = |lock: &Lock| {
             let at = &snapshot.files[lock.file.0 as usize];
             at.ino == file.ino && at.dev.to_string() == file.dev
-        });
-        Ok(ids[place.context("no lock")?])
+        };
+        let ids = snapshot.locks.iter().zip(ids).filter(|(lock, _)| on_file(lock));
+        Ok(ids.map(|(_, id)| id).collect())
     }
 
     /// Waits until each of the files has exactly one lock and nobody waits.
@@ -187,6 +197,11 @@ impl Witness {
         same!("entries of the table", self.history.tables.taken_by(pid)?, but);
         Ok(())
     }
+}
+
+/// A reader of its tables.
+fn reader(history: &History) -> Reader {
+    Reader::new(Arc::clone(&history.tables), lockwatch::id_key::machine_key().0, Vec::new())
 }
 
 /// Opens the history of a folder.

@@ -84,6 +84,7 @@ impl World {
             pid_ns: Some(4_026_531_836),
             exe: Some(format!("/usr/bin/{comm}").into_bytes().into()),
             forked_no_exec: Some(false),
+            threads: Some(1),
             ..Process::default()
         };
         let remembered = Remembered {

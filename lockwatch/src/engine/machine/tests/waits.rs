@@ -139,6 +139,45 @@ fn somebody_else_who_could_release_a_lock_makes_it_no_deadlock() {
 }
 
 #[test]
+fn a_thread_that_does_not_wait_may_release_what_the_others_wait_for() {
+    let mut stage = ring(2);
+    let process = stage.world.facts.processes.get_mut(&50).unwrap();
+    process.threads = Some(2);
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), ["started"]);
+    // Neither is told apart who cannot be counted.
+    stage.world.facts.processes.get_mut(&50).unwrap().threads = None;
+    stage.until(25_000);
+    assert_eq!(stage.kinds(), [""; 0]);
+}
+
+#[test]
+fn a_process_all_of_whose_threads_wait_for_the_stuck_is_stuck() {
+    let mut stage = ring(2);
+    let world = &mut stage.world;
+    world.facts.processes.get_mut(&50).unwrap().threads = Some(3);
+    // Another thread of 50 waits for 51, too, by a description of its own.
+    world.open(50, 101, 2_000);
+    world.wait(50, 101, 2_000, Some(ms(7_000)));
+    // The third waits for what somebody has who waits for nothing.
+    world.file(140, "/srv/free");
+    world.born(70, "free", ms(5_000));
+    world.open(70, 140, 70);
+    world.lock(70, 140, 70, Access::Write, ms(6_000));
+    world.open(50, 140, 2_001);
+    world.wait(50, 140, 2_001, Some(ms(7_000)));
+    stage.until(20_000);
+    assert_eq!(stage.kinds(), ["started"]);
+    // It has released that, and the third thread has ended.
+    stage.world.unlock(70);
+    stage.world.facts.waiters.pop();
+    stage.world.facts.processes.get_mut(&50).unwrap().threads = Some(2);
+    stage.until(25_000);
+    assert_eq!(stage.kinds(), ["deadlock"]);
+    assert_eq!(members(&stage), [50, 51]);
+}
+
+#[test]
 fn a_shell_that_waits_for_its_flock_is_part_of_the_deadlock_and_not_its_way_out() {
     let mut stage = ring(2);
     // The shells have the descriptors that their flock(1) inherited.

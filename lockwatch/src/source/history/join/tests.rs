@@ -106,6 +106,7 @@ impl Model {
             dev: 0,
             merged: if linked { MERGED } else { 0 },
             by: Party { start: self.now, tgid: 1, ..Party::NOBODY },
+            sealed_at: self.now,
         };
         if self.owner.is_some() {
             return self.write_down(start, entry);
@@ -154,10 +155,12 @@ impl Model {
         Owner {
             since: self.now,
             cleared_at: 0,
+            cleared_before: 0,
             lost_at: self.lost_at,
             last_at: self.now,
+            start: 1,
             tgid: 1,
-            reserved: 0,
+            told: 0,
         }
     }
 
@@ -289,6 +292,7 @@ proptest! {
                 dev: 0,
                 merged: 0,
                 by: Party { tgid: 1, ..Party::NOBODY },
+                sealed_at: 1,
             };
             model.locks.insert(start as i64, entry);
         }

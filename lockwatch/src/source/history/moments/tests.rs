@@ -13,7 +13,11 @@ fn bytes<T: Wire>(record: &T) -> Vec<u8> {
 }
 
 fn told(bytes: &[u8]) -> Result<Input, RecordError> {
-    input(bytes, &mut Told { key: &KEY, names: &mut Names::default(), boot_unix: 0 })
+    let mut told = Told { key: &KEY, names: &mut Names::default(), boot_unix: 0 };
+    match parse(bytes, &mut told)? {
+        Parsed::Input(input) => Ok(input),
+        Parsed::Cleared(record) => panic!("not without tables: {record:?}"),
+    }
 }
 
 fn died(status: i32) -> Vec<u8> {
@@ -43,6 +47,7 @@ fn ended(taken_at: u64, stamp_after: u32) -> MomentRecord {
             dev: 0,
             merged: 0,
             by: Party { tgid: 7, start: 5, ..Party::NOBODY },
+            sealed_at: taken_at,
         },
         ending: Ending { at: 1, status: 9, dead: 1 },
         mtime_sec: 1,
