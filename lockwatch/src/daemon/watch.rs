@@ -289,7 +289,7 @@ impl Watching {
                 self.failures = 0;
                 taken
             }
-            // The engine asks again; what is wrong for good ends the watch.
+            // It is tried again; what is wrong for good ends the watch.
             Err(error) if self.failures < PATIENCE => {
                 self.failures += 1;
                 log::error!("reading the kernel's tables: {error}");

@@ -8,6 +8,7 @@ mod classification;
 mod columns;
 mod containers;
 mod daemon;
+mod drill;
 mod dying;
 mod exit_codes;
 mod fleet;
@@ -42,6 +43,7 @@ mod stories;
 mod targets;
 mod tree;
 mod tree_around;
+mod tree_releases;
 mod tree_shell;
 mod unseen;
 mod unseen_table;
@@ -88,7 +90,9 @@ const THEMES: &[(&str, &[Test])] = &[
     ("service", service::TESTS),
     ("tree", tree::TESTS),
     ("tree_around", tree_around::TESTS),
+    ("tree_releases", tree_releases::TESTS),
     ("tree_shell", tree_shell::TESTS),
+    ("drill", drill::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),
