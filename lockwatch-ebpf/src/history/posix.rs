@@ -104,7 +104,7 @@ unsafe fn done(attempt: &mut Attempt) {
                 // Where something is missing, what it became one with may be older.
                 taken(attempt, place, attempt.linked && (*slot).lost_at != 0);
             }
-            Setting::Other => begin(attempt, slot, false),
+            Setting::Other => begin_with(attempt, slot),
         }
     }
 }
@@ -133,12 +133,25 @@ unsafe fn given_back(
                 }
             }
             Unsetting::Cleared => begin(attempt, slot, true),
-            Unsetting::Other => begin(attempt, slot, false),
+            Unsetting::Other => begin_with(attempt, slot),
         }
     }
 }
 
 /// From here on the owner's operations are written down, beginning with this one.
+#[inline(always)]
+unsafe fn begin_with(attempt: &Attempt, slot: *mut Slot) {
+    // One after the other, and not one within the other: the stack is short.
+    // SAFETY: the maps' values.
+    unsafe {
+        begin(attempt, slot, false);
+        if let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner()) {
+            write_down(attempt, owner, now());
+        }
+    }
+}
+
+/// From here on the owner's operations are written down; with this one it gave up all where `cleared`.
 #[inline(never)]
 unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     let now = now();
@@ -158,8 +171,6 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
         };
         if cleared {
             all_given_up(attempt, &raw mut owner, now);
-        } else {
-            write_down(attempt, &raw mut owner, now);
         }
         if OWNERS.insert(attempt.key.of_owner(), owner, 0).is_err() {
             (*slot).lost_at = now;
