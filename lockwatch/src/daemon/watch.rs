@@ -22,11 +22,12 @@ use super::follow::{Hub, Socket};
 use super::instance::Instance;
 use super::kernel::Kernel;
 use super::log_file::LogFile;
+use super::readiness::{self, Manager};
 use super::readings::Readings;
 use super::reclaims::{self, Job, Reclaims, Surroundings};
 use super::scrapes::{PULSE, Scrapes};
 use super::tree::{Obeyed, Tree, Wanted};
-use super::{nanos, now, readiness};
+use super::{nanos, now};
 use crate::config::{Config, Mode};
 use crate::engine::input::{
     FileId, Input, Output, Permission, Policy, Settings, Started, Watched, Wrote,
@@ -96,6 +97,7 @@ pub(super) async fn watch(
         writes: Watches::default(),
         wrote: mpsc::unbounded_channel(),
         failures: 0,
+        manager: Manager::find(),
         told_orphans: None,
         scrapes,
     };
@@ -123,11 +125,11 @@ pub(super) async fn watch(
             biased;
             _ = terminated.recv() => break,
             _ = interrupted.recv() => {
-                readiness::stopping();
+                watching.manager.stopping();
                 return Ok(EXIT_INTERRUPTED);
             }
             _ = hung_up.recv() => watching.log.iter_mut().for_each(LogFile::reopen),
-            _ = heartbeat.tick() => readiness::alive(),
+            _ = heartbeat.tick() => watching.manager.alive(),
             rang = alarm.rings() => {
                 rang.context("daemon: waiting for the alarm")?;
                 watching.step(&mut kernel, Input::Tick)?;
@@ -136,7 +138,7 @@ pub(super) async fn watch(
             _ = pulse.tick() => {
                 watching.step(&mut kernel, Input::Tick)?;
                 if !ready {
-                    readiness::not_yet(SWEEP);
+                    watching.manager.not_yet(SWEEP);
                 }
             }
             taken = watching.readings.next() => {
@@ -151,7 +153,7 @@ pub(super) async fn watch(
                 if !ready && watching.failures == 0 && swept {
                     ready = true;
                     watching.scrapes.ready();
-                    readiness::ready("watching");
+                    watching.manager.ready("watching");
                 }
             }
             wanted = watching.tree.next() => match wanted {
@@ -185,7 +187,7 @@ pub(super) async fn watch(
             }
         }
     }
-    readiness::stopping();
+    watching.manager.stopping();
     Ok(EXIT_CLEAR)
 }
 
@@ -202,6 +204,7 @@ struct Watching {
     reclaims: Reclaims<Option<Reply>>,
     writes: Watches,
     wrote: (mpsc::UnboundedSender<Wrote>, mpsc::UnboundedReceiver<Wrote>),
+    manager: Manager,
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
@@ -327,8 +330,8 @@ impl Watching {
             return;
         }
         match orphans {
-            0 => readiness::status("ALL CLEAR"),
-            hot => readiness::status(&format!("HOT {hot}")),
+            0 => self.manager.status("ALL CLEAR"),
+            hot => self.manager.status(&format!("HOT {hot}")),
         }
     }
 }

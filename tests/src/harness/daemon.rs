@@ -126,6 +126,19 @@ impl House {
         Ok(Daemon { running, log, folder, read, pending: Vec::new() })
     }
 
+    /// Fills the manager's queue, so that whoever tells it anything waits.
+    pub fn deafen_manager(&self) -> Result<()> {
+        let crier = UnixDatagram::unbound().context("a socket to the manager")?;
+        crier.set_nonblocking(true).context("a socket to the manager")?;
+        loop {
+            match crier.send_to(b"NOISE=1", self.folder.join("notify")) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("filling the manager's queue"),
+            }
+        }
+    }
+
     /// Waits for what the daemon tells its service manager.
     pub fn wait_for_manager(&self, word: &str) -> Result<()> {
         patience::until(&format!("{word} from the daemon"), || {
