@@ -41,6 +41,8 @@ pub(crate) enum Subject {
         #[arg(long, default_value_t = 1_000_000)]
         rounds: u32,
     },
+    /// Renew the golden traces: record real runs anew, and keep what is about their own files
+    Traces,
     /// A daemon that is killed and started anew under load: nobody is lost, nothing invented
     Kill {
         /// How often
@@ -57,6 +59,7 @@ impl Subject {
             Self::Races { rounds } => ("soak_races::", rounds, 0),
             Self::Ordinary { rounds } => ("soak_ordinary::", rounds, 0),
             Self::Mixed { rounds } => ("soak_mixed::", rounds, 0),
+            Self::Traces => ("soak_traces::", 1, 0),
             Self::Kill { rounds } => ("soak_kill::", rounds, 0),
         }
     }
@@ -70,18 +73,24 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let (rounds, first) = (rounds.to_string(), first.to_string());
     let report = workspace::root().join("target/soak.txt");
     let _ = fs::remove_file(&report);
+    let golden = workspace::root().join("tests/fixtures/traces");
     let variables = [
         ("LOCKWATCH_SOAK_REPORT", report.as_os_str()),
         ("LOCKWATCH_BIN", binary.as_os_str()),
         ("LOCKWATCH_SOAK_ROUNDS", OsStr::new(&rounds)),
         ("LOCKWATCH_SOAK_FIRST", OsStr::new(&first)),
+        // Read by the subject `traces` alone.
+        ("LOCKWATCH_GOLDEN_TRACES", golden.as_os_str()),
     ];
     let mut soak = privilege::command(&harness, &variables);
     soak.current_dir(workspace::root().join("tests")).arg(theme);
     let status = command::status(&mut soak)?;
     if status.success() {
-        let ends = fs::read_to_string(&report).context("what came of the rounds")?;
-        command::print(&format!("what was done, and what came of it:\n{ends}"))?;
+        // The golden traces are their own report.
+        if !matches!(subject, Subject::Traces) {
+            let ends = fs::read_to_string(&report).context("what came of the rounds")?;
+            command::print(&format!("what was done, and what came of it:\n{ends}"))?;
+        }
     }
     Ok(command::exit_code(status))
 }

@@ -100,6 +100,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("soak_ordinary", soak::ordinary::TESTS),
     ("soak_mixed", soak::mixed::TESTS),
     ("soak_kill", soak::kill::TESTS),
+    ("soak_traces", soak::traces::TESTS),
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),

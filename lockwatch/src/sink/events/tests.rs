@@ -125,7 +125,7 @@ fn a_path_that_is_no_text_is_written_in_base64_too() {
 const KINDS: [(&str, &str); 19] = [
     (
         "started",
-        "The watch began. `continued` is true where the kernel went on recording since another daemon ended; `seq` then goes on, too.",
+        "The watch began. `continued` is true where the kernel went on recording since another daemon ended; `seq` then goes on, too, and `last_seq` says up to which number the daemon before had counted: an event up to there that nobody has was lost when that daemon was killed. What it told and still lasts is not told again.",
     ),
     (
         "orphaned",

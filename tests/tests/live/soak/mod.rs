@@ -6,6 +6,7 @@ pub(crate) mod kill;
 pub(crate) mod mixed;
 pub(crate) mod ordinary;
 pub(crate) mod races;
+pub(crate) mod traces;
 
 use std::collections::BTreeSet;
 use std::fs;
