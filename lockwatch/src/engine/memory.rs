@@ -17,7 +17,7 @@ pub enum Memory {
     /// An orphan.
     Orphan {
         /// The lock, as it was told.
-        told: Told,
+        told: Box<Told>,
         /// True where its owner was only stuck in its exit.
         exiting: bool,
     },
@@ -57,7 +57,7 @@ impl Memory {
         let told = event.lock.as_ref();
         Some(match &event.kind {
             Kind::Orphaned { verdict, .. } => Self::Orphan {
-                told: told?.clone(),
+                told: Box::new(told?.clone()),
                 exiting: verdict.reason == Some(super::classify::Reason::Exiting),
             },
             Kind::PidRecycled { to } => Self::Recycled {

@@ -233,7 +233,7 @@ impl Engine {
     /// What a daemon before has told is not told again.
     fn remember(&mut self, memory: Memory) {
         match memory {
-            Memory::Orphan { told, exiting } => self.orphans.remember(told, exiting),
+            Memory::Orphan { told, exiting } => self.orphans.remember(*told, exiting),
             Memory::Recycled { lock, process } => self.recycled.remember(lock, process),
             Memory::Replaced { old, new } => self.replaced.remember(old, new),
             Memory::Deadlock { members } => self.deadlocks.remember(members),

@@ -340,7 +340,7 @@ impl Stage {
     pub(crate) fn released(&mut self, pid: Pid, owner: u64) -> Released {
         let lock = self.world.name(owner);
         self.world.unlock(owner);
-        Released { lock, by: self.world.who(pid), at: self.now, generation: None }
+        Released { lock, by: self.world.who(pid), at: self.now }
     }
 
     /// `pid` tries for the lock of a description; nothing is handed in.

@@ -53,6 +53,8 @@ fn ended(taken_at: u64, stamp_after: u32) -> MomentRecord {
         mtime_sec: 1,
         mtime_nsec: stamp_after,
         access: 0,
+        generation: 0,
+        reserved: 0,
         start: 0,
         end: 0,
         by: Party::NOBODY,
