@@ -19,7 +19,15 @@ const NEEDS: &[&str] =
 
 pub(crate) const TESTS: &[Test] = &[
     once!(a_zero_drains_releases_verifies_and_resumes).needs(NEEDS),
-    once!(each_refusal_is_an_errno_that_a_shell_can_tell).needs(NEEDS),
+    once!(each_refusal_is_an_errno_that_a_shell_can_tell).needs(&[
+        "root",
+        "iter/task_file",
+        "tp_btf",
+        "mounts",
+        "fuse",
+        "program:sh",
+        "program:echo",
+    ]),
     once!(force_unlock_takes_the_lock_from_who_lives).needs(NEEDS),
     once!(a_killed_writer_is_gone_at_once_and_the_release_goes_on).needs(NEEDS),
 ];
