@@ -1,7 +1,13 @@
 //! What the service manager is told: ready, alive, stopping (the sd_notify protocol).
 //!
-//! Refuses to fail: a manager that cannot be told is logged, and the watch goes on.
+//! Refuses to fail, and to wait: a manager that cannot be told, or does not listen, is logged, and
+//! the watch goes on.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -32,7 +38,37 @@ pub(super) fn heartbeat() -> Option<Duration> {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    let Some(manager) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(error) = send(&manager, message.as_bytes()) {
         log::warn!("telling the service manager: {error}");
+    }
+}
+
+/// The crate's own way waits while the manager's queue is full, and the loop with it.
+fn send(manager: &OsStr, message: &[u8]) -> io::Result<()> {
+    let address = match manager.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(manager)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message, &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_that_does_not_listen_keeps_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let full = (0..100_000).find_map(|_| send(path.as_os_str(), b"STATUS=hot\n").err());
+        assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
+        let mut message = [0; 64];
+        let length = manager.recv(&mut message).unwrap();
+        assert_eq!(&message[..length], b"STATUS=hot\n");
     }
 }
