@@ -41,6 +41,9 @@ pub const REFUSALS: u32 = 1 << 12;
 /// For so many nanoseconds after a refused attempt of a thread on a lock was told, its next ones on
 /// the same lock are counted alone.
 pub const REFUSAL_WINDOW: u64 = 100_000_000;
+/// For so many nanoseconds after the death of a process that had locks it is looked whether an attempt
+/// meets one of them. Whatever is left of it by then is an orphan, and its file has attention.
+pub const DYING_WINDOW: u64 = 10_000_000_000;
 /// Name of the table of [`Note`]s.
 pub const TOLD_MAP: &str = "TOLD";
 /// Notes that are kept; the oldest make room.
@@ -78,6 +81,11 @@ pub const RESTORED: u32 = 2;
 /// CPU that keeps it.
 pub const KEPT_ON: u32 = 16;
 
+/// [`Owner::told`]: whether it came with a death is not known yet.
+pub const TO_BE_TOLD: u32 = 1;
+/// [`Owner::told`]: it did, and there is a record of [`KIND_CLEARED`].
+pub const TOLD: u32 = 2;
+
 /// What is shared by all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +109,8 @@ pub struct Globals {
     /// the places from which it begins, are not noted. 0 where there is none. Written by user space
     /// alone.
     pub reader: u64,
+    /// Until when attempts may meet a lock whose taker is dying, ns of `CLOCK_BOOTTIME`.
+    pub dying_until: u64,
 }
 
 /// A process or thread, as it was when it did something.
@@ -212,8 +222,7 @@ pub struct Owner {
     pub start: u64,
     /// The process that counts as its, also in [`HELD_MAP`].
     pub tgid: i32,
-    /// 1 where it gave up everything last without having asked for it, and a record of
-    /// [`KIND_CLEARED`] tells of that.
+    /// [`TO_BE_TOLD`] or [`TOLD`] where it gave up everything last without having asked for it, else 0.
     pub told: u32,
 }
 
@@ -242,7 +251,9 @@ pub struct Wait {
     pub key: Key,
     /// Last byte.
     pub end: i64,
-    /// Since when, ns of `CLOCK_BOOTTIME`.
+    /// Since when, ns of `CLOCK_BOOTTIME`; 0 where the thread does not wait, and the place is kept for
+    /// when it does. Written first with 0 and last with the truth, so that who reads from the first
+    /// member on never has it with another wait's key.
     pub since: u64,
     /// Inode number.
     pub ino: u64,
@@ -300,6 +311,8 @@ pub struct Held {
     pub locks: i64,
     /// Waits of a thread of this id.
     pub waits: i64,
+    /// Places in [`WAITERS_MAP`] of a thread of this id.
+    pub places: i64,
 }
 
 /// What a daemon has told, for the next one. No program reads or writes it.
@@ -502,7 +515,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Globals = 8 * 8,
+    Globals = 8 * 9,
     Party = 8 * 3 + 4 * 6 + 16,
     Key = 8 * 3 + 4 * 2,
     Entry = 8 * 5 + 4 * 6 + 64 + 8,
@@ -513,7 +526,7 @@ wire! {
     ProcessKey = 8 + 4 * 2,
     Ending = 8 + 4 * 2,
     FileKey = 8 + 4 * 2,
-    Held = 8 * 2,
+    Held = 8 * 3,
     Note = 4 * 2 + 1016,
     Slot = 8 * 4,
     Refusal = 8 * 2,

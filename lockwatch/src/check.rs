@@ -11,6 +11,7 @@ use crate::engine::identity::RecordedPid;
 use crate::engine::view::{LockView, View};
 use crate::failure::{EXIT_CLEAR, EXIT_FINDINGS, EXIT_HELD};
 use crate::look::{Choice, look};
+use crate::sink::clock::Clock;
 use crate::sink::escape::Escaped;
 use crate::sink::labels;
 use crate::target::Targets;
@@ -28,7 +29,7 @@ pub fn run(file: &OsString, source: Choice) -> anyhow::Result<u8> {
         .map(|place| &seen.view.locks[place as usize])
         .collect();
     let name = Escaped(Path::new(file).file_name().unwrap_or(OsStr::new(file)).as_bytes());
-    let (line, code) = answer(&seen.view, &name, &locks);
+    let (line, code) = answer(&seen.view, seen.clock, &name, &locks);
     writeln!(io::stdout(), "{line}")?;
     for limit in seen.view.gaps() {
         crate::failure::tell(format_args!("not complete: {limit}"));
@@ -36,7 +37,12 @@ pub fn run(file: &OsString, source: Choice) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn answer(view: &View, name: &impl fmt::Display, locks: &[&LockView]) -> (String, u8) {
+fn answer(
+    view: &View,
+    clock: Clock,
+    name: &impl fmt::Display,
+    locks: &[&LockView],
+) -> (String, u8) {
     if let Some(hot) = locks.iter().find(|lock| labels::is_finding(lock)) {
         let reason = hot.verdict.reason.map_or("", |reason| reason.name());
         let acquirer = labels::acquirer(view, hot);
@@ -55,16 +61,20 @@ fn answer(view: &View, name: &impl fmt::Display, locks: &[&LockView]) -> (String
         1 => " and one other lock".into(),
         many => format!(" and {many} other locks"),
     };
+    let since = match &view.lock(first).taken {
+        Some(taken) => clock.moment(taken.at).to_string(),
+        None => "an unknown time".into(),
+    };
     let line = match first.verdict.state {
         State::Unknown => {
             let why = first.verdict.evidence.first().map(|fact| format!(": {fact}"));
             format!(
-                "{name}: held by {}{more} since an unknown time (unknown{})",
+                "{name}: held by {}{more} since {since} (unknown{})",
                 holder(view, first),
                 why.unwrap_or_default()
             )
         }
-        _ => format!("{name}: held by {}{more} since an unknown time", holder(view, first)),
+        _ => format!("{name}: held by {}{more} since {since}", holder(view, first)),
     };
     (line, EXIT_HELD)
 }

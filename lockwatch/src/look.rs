@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
@@ -65,7 +65,9 @@ pub fn look(choice: Choice, files: &[OwnedFd]) -> anyhow::Result<Look> {
     if suspects.is_empty() && dying.is_empty() {
         return Ok(first);
     }
-    sleep(GRACE);
+    // What is done with what was seen takes its time, too, and that counts.
+    let seen = hunt.as_ref().map_or_else(Instant::now, bpf::Hunt::ended);
+    sleep(GRACE.saturating_sub(seen.elapsed()));
     if dying.is_empty()
         && let Some(hunt) = &mut hunt
         && only_kept(&first.view, &suspects)
@@ -170,7 +172,7 @@ pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
         return (first, None);
     }
     let mut snapshot = first.snapshot;
-    let hunt = bpf::explain(&mut snapshot, &unexplained);
+    let hunt = bpf::explain(&mut snapshot, &unexplained, None);
     log::debug!("searched for {} descriptions", unexplained.len());
     (view(snapshot), hunt)
 }

@@ -4,6 +4,7 @@
 //! written.
 
 mod account;
+mod attended;
 mod watched;
 
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use crate::act::procedure::{self, Report};
 use crate::config::Config;
 use crate::engine::classify::State;
 use crate::engine::id::LockId;
+use crate::engine::reclaim::progress::Asker;
 use crate::engine::reclaim::{Plan, Refusal, Wanted, plan};
 use crate::engine::view::LockView;
 use crate::failure::{EXIT_CLEAR, EXIT_FINDINGS, EXIT_INTERRUPTED};
@@ -49,6 +51,8 @@ pub struct Reclaim {
     pub no_hooks: bool,
     /// Write JSON.
     pub json: bool,
+    /// Who has the daemon do it, where the daemon does.
+    pub attended: Option<Asker>,
 }
 
 /// Runs the verb.
@@ -71,20 +75,31 @@ pub fn run(asked: &Reclaim) -> anyhow::Result<u8> {
     let chosen = targets.select(&seen.view, &seen.files)?;
     let (plans, refusals) = plans(asked, &seen, &chosen);
     let interrupted = Arc::new(AtomicBool::new(false));
+    if asked.attended.is_some() {
+        attended::follow(&interrupted).context("reclaim: nothing was done")?;
+    }
     let report = if asked.execute && !plans.is_empty() {
         let watch = watched.of(&seen, &plans).filter(|_| !asked.no_hooks);
         carry_out(asked, &config, seen.source, &plans, watch, &interrupted)?
     } else {
         Report::default()
     };
+    if asked.attended.is_some() {
+        attended::done(&seen.view, &plans, &refusals, &report)?;
+        return Ok(exit_code(&interrupted, &refusals, &report));
+    }
     tell(asked, &seen, chosen.is_empty(), &plans, &refusals, &report)?;
-    Ok(if interrupted.load(Ordering::Relaxed) {
+    Ok(exit_code(&interrupted, &refusals, &report))
+}
+
+fn exit_code(interrupted: &AtomicBool, refusals: &[(LockId, Refusal)], report: &Report) -> u8 {
+    if interrupted.load(Ordering::Relaxed) {
         EXIT_INTERRUPTED
     } else if refusals.is_empty() && report.is_success() {
         EXIT_CLEAR
     } else {
         EXIT_FINDINGS
-    })
+    }
 }
 
 fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockId, Refusal)>) {
@@ -120,11 +135,16 @@ fn carry_out(
     let hooks = watched::hooks(watch).context("reclaim: nothing was done")?;
     let mut sight = Whole::like(source).context("reclaim: nothing was done")?;
     let mut audit = Audit::open(&config.reclaim.audit).context("reclaim: nothing was done")?;
-    let begun = account::Begun::now();
-    audit.append(&begun.record(plans, watch)).context("reclaim: nothing was done")?;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(interrupted))
             .context("reclaim: nothing was done: catching signals")?;
+    }
+    let begun = account::Begun::now();
+    audit
+        .append(&begun.record(plans, watch, asked.attended))
+        .context("reclaim: nothing was done")?;
+    if let Some(by) = asked.attended {
+        attended::planned(by, plans);
     }
     let told = |hook: &str, outcomes: &[_]| watched::told(hook, watch, plans, outcomes);
     let report = procedure::carry_out(plans, &hooks, &mut sight, &told, interrupted);

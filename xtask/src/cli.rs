@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench, build, check, ci, deploy, dist, interrupt, scan, setup, soak, test, unseen, vm,
+    bench, build, check, ci, demo, deploy, dist, interrupt, scan, setup, soak, test, unseen, vm,
 };
 
 /// Set-up, build, test, checks and benchmarks of lockwatch.
@@ -35,6 +35,7 @@ Examples:
   cargo xtask test                        every test, the live ones on this kernel
   cargo xtask test deleted                those with `deleted` in their name
   cargo xtask vm 5.10 sid                 the live tests on these kernels, under qemu
+  cargo xtask demo                        the incident that lockwatch exists for, as a story
   cargo xtask check                       formatting, lints, docs, the rules of the house
   cargo xtask bench scan                  what a scan costs, beside lslocks (some minutes)
   cargo xtask build                       target/release/lockwatch, one file
@@ -74,6 +75,8 @@ enum Verb {
     },
     /// Check, run every test, then the live tests on the matrix of kernels, and add it all up
     Ci,
+    /// Live through the incident that lockwatch exists for: a story with real locks
+    Demo,
     /// Measure what lockwatch costs on this machine, beside what its peers cost
     Bench {
         #[command(subcommand)]
@@ -133,6 +136,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Dist => dist::run(),
         Verb::Deploy { filter } => deploy::run(filter.as_deref()),
         Verb::Ci => ci::run(),
+        Verb::Demo => demo::run(),
         Verb::Bench { subject } => bench::run(&subject),
         Verb::Soak { subject } => soak::run(&subject),
         Verb::Unseen => unseen::run(),

@@ -11,6 +11,7 @@ mod check;
 mod ci;
 mod cli;
 mod command;
+mod demo;
 mod deploy;
 mod dist;
 mod interrupt;

@@ -19,6 +19,14 @@ pub(crate) fn may_be_paid(now: u64) -> bool {
     unsafe { (*globals).attended != 0 || now < (*globals).attended_until }
 }
 
+/// True where an attempt may meet a lock whose taker is dying.
+#[inline(always)]
+pub(crate) fn may_meet_a_death(now: u64) -> bool {
+    let Some(globals) = globals() else { return false };
+    // SAFETY: the map's value; a plain number that is written whole.
+    unsafe { now < (*globals).dying_until }
+}
+
 /// True where the file has attention.
 #[inline(always)]
 pub(crate) fn is_paid(file: &FileKey, now: u64) -> bool {

@@ -3,55 +3,54 @@
 //!
 //! Refuses to say which ranges these were: the tables have them, and user space works them out.
 
-use lockwatch_common::history::{
-    FL_CLOSE, FL_OFDLCK, FileKey, KIND_CLEARED, Key, Owner, ProcessKey,
-};
+use lockwatch_common::history::{FL_OFDLCK, FileKey, KIND_CLEARED, ProcessKey, TO_BE_TOLD, TOLD};
 use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
-use crate::tables::DEAD;
+use crate::tables::{DEAD, OWNERS, globals};
 use crate::{attention, counters, moment, party, words};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x20_0000;
 
-/// Tells of it where it came with a death; answers whether it did. `new` where `owner` is only known
-/// from this attempt on.
-///
-/// # Safety
-/// `owner` must be valid for reads.
+/// Tells of it where the attempt ended several ranges of an owner, and came with a death.
 #[inline(never)]
-pub(crate) unsafe fn told(attempt: &Attempt, owner: *const Owner, now: u64, new: bool) -> bool {
-    if attempt.flags & FL_CLOSE == 0 {
-        return false;
-    }
-    let (flags, start) = party::flags_and_start();
-    let (tgid, _) = party::ids();
-    let exiting = flags & PF_EXITING != 0;
-    // What is closed too late for the dying task's own list of work, a worker closes.
-    let by_worker = flags & PF_KTHREAD != 0 && attempt.flags & FL_OFDLCK != 0;
-    // SAFETY: the caller's promise; an ending is written once, before it is found.
+pub(crate) fn tell(attempt: &Attempt) {
+    let Some(globals) = globals() else { return };
+    // SAFETY: the maps' values; an ending is written once, before it is found.
     unsafe {
-        let process = if exiting || new {
-            ProcessKey { start, tgid, reserved: 0 }
+        if (*globals).owners == 0 {
+            return;
+        }
+        let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner()) else { return };
+        if (*owner).told != TO_BE_TOLD {
+            return;
+        }
+        let (flags, start) = party::flags_and_start();
+        let process = if flags & PF_EXITING != 0 {
+            ProcessKey { start, tgid: party::ids().0, reserved: 0 }
         } else {
             ProcessKey { start: (*owner).start, tgid: (*owner).tgid, reserved: 0 }
         };
+        // What is closed too late for the dying task's own list of work, a worker closes.
+        let by_worker = flags & PF_KTHREAD != 0 && attempt.flags & FL_OFDLCK != 0;
         let ending = DEAD.get(process);
         if ending.is_none() && !by_worker {
-            return false;
+            (*owner).told = 0;
+            return;
         }
-        let clean = matches!(ending, Some(ending) if ending.status == 0);
-        let at = if clean { now } else { attention::after_crash(attempt, now) };
-        let Some(draft) = counters::draft() else { return false };
+        let now = (*owner).cleared_at;
+        if !matches!(ending, Some(ending) if ending.status == 0) {
+            attention::after_crash(attempt, now);
+        }
+        (*owner).told = TOLD;
+        let Some(draft) = counters::draft() else { return };
         words::clear(draft);
         let FileKey { ino, dev, .. } = attempt.file();
         ((*draft).ino, (*draft).dev, (*draft).flags) = (ino, dev, attempt.flags);
         ((*draft).by.start, (*draft).by.tgid) = (process.start, process.tgid);
-        let key = Key { start: 0, ..attempt.key };
         let (kind, entry, room) = (KIND_CLEARED, &*draft, Room::Reserved);
-        moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
+        moment::tell(attempt, &Moment { kind, at: now, key: &attempt.key, entry, ending, room });
     }
-    true
 }

@@ -3,11 +3,11 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use lockwatch_common::history::{DiedRecord, Ending, Header, KIND_DIED, ProcessKey};
+use lockwatch_common::history::{DYING_WINDOW, DiedRecord, Ending, Header, KIND_DIED, ProcessKey};
 
 use crate::counters;
 use crate::kernel::{member, offset};
-use crate::tables::{DEAD, MOMENTS, WAITERS, add, held};
+use crate::tables::{DEAD, MOMENTS, WAITERS, add, globals, held};
 use crate::taking::now;
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
@@ -31,10 +31,14 @@ unsafe fn exits(task: *const u8) {
     unsafe {
         let tid: i32 = member(task, offset!(task_pid));
         if let Some(held) = held(tid)
-            && (*held).waits > 0
-            && WAITERS.remove(tid as u64).is_ok()
+            && (*held).places > 0
+            && let Some(wait) = WAITERS.get_ptr(tid as u64)
         {
-            add(&raw mut (*held).waits, -1);
+            let waits = (*wait).since != 0;
+            if WAITERS.remove(tid as u64).is_ok() {
+                add(&raw mut (*held).waits, -(waits as i64));
+                add(&raw mut (*held).places, -1);
+            }
         }
         let tgid: i32 = member(task, offset!(task_tgid));
         let Some(held) = held(tgid) else { return };
@@ -63,6 +67,9 @@ unsafe fn exits(task: *const u8) {
             Ok(()) => {}
             Err(EEXIST) => return,
             Err(_) => counters::lost_other(),
+        }
+        if let Some(globals) = globals() {
+            (*globals).dying_until = now + DYING_WINDOW;
         }
         let Some(mut room) = MOMENTS.reserve::<DiedRecord>(0) else {
             counters::lost_record();

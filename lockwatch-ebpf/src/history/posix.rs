@@ -9,8 +9,8 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
-    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_OFDLCK, KIND_ACQUIRED, OperationKey, Owner,
-    Slot, slot_of,
+    CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_CLOSE, FL_OFDLCK, KIND_ACQUIRED,
+    OperationKey, Owner, Slot, TO_BE_TOLD, slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
@@ -34,6 +34,10 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
             let Some(mut attempt) = Attempt::read(inode, lock, CLASS_POSIX, true) else { return 0 };
             attempt.slot = slot_of(attempt.key.inode, attempt.key.owner);
             seen(&mut attempt, outcome);
+            // One after the other, and not one within the other: the stack is short.
+            if outcome == 0 && attempt.access == F_UNLCK && attempt.flags & FL_CLOSE != 0 {
+                cleared::tell(&attempt);
+            }
         }
     }
     0
@@ -100,7 +104,7 @@ unsafe fn done(attempt: &mut Attempt) {
                 // Where something is missing, what it became one with may be older.
                 taken(attempt, place, attempt.linked && (*slot).lost_at != 0);
             }
-            Setting::Other => begin(attempt, slot, false),
+            Setting::Other => begin_with(attempt, slot),
         }
     }
 }
@@ -129,12 +133,25 @@ unsafe fn given_back(
                 }
             }
             Unsetting::Cleared => begin(attempt, slot, true),
-            Unsetting::Other => begin(attempt, slot, false),
+            Unsetting::Other => begin_with(attempt, slot),
         }
     }
 }
 
 /// From here on the owner's operations are written down, beginning with this one.
+#[inline(always)]
+unsafe fn begin_with(attempt: &Attempt, slot: *mut Slot) {
+    // One after the other, and not one within the other: the stack is short.
+    // SAFETY: the maps' values.
+    unsafe {
+        begin(attempt, slot, false);
+        if let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner()) {
+            write_down(attempt, owner, now());
+        }
+    }
+}
+
+/// From here on the owner's operations are written down; with this one it gave up all where `cleared`.
 #[inline(never)]
 unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     let now = now();
@@ -153,9 +170,7 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
             told: 0,
         };
         if cleared {
-            all_given_up(attempt, &raw mut owner, now, true);
-        } else {
-            write_down(attempt, &raw mut owner, now);
+            all_given_up(attempt, &raw mut owner, now);
         }
         if OWNERS.insert(attempt.key.of_owner(), owner, 0).is_err() {
             (*slot).lost_at = now;
@@ -171,14 +186,16 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     }
 }
 
-/// The owner gave up all that it had. `new` where its operations were not written down before.
-#[inline(never)]
-unsafe fn all_given_up(attempt: &Attempt, owner: *mut Owner, now: u64, new: bool) {
+/// The owner gave up all that it had.
+#[inline(always)]
+unsafe fn all_given_up(attempt: &Attempt, owner: *mut Owner, now: u64) {
     counters::release(counters::kind(attempt.key.class, attempt.flags), None);
     // SAFETY: the caller gives the map's value, or one that becomes it.
     unsafe {
         (*owner).cleared_before = (*owner).cleared_at;
-        (*owner).told = cleared::told(attempt, owner, now, new) as u32;
+        // Until it is known better.
+        (*owner).told = if attempt.flags & FL_CLOSE != 0 { TO_BE_TOLD } else { 0 };
+        (*owner).last_at = now;
         (*owner).cleared_at = now;
     }
 }
@@ -189,15 +206,19 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
     let kind = counters::kind(attempt.key.class, attempt.flags);
     // SAFETY: the map's value, or one that becomes it.
     unsafe {
-        (*owner).last_at = now;
         if attempt.access == F_UNLCK {
             if attempt.key.start == 0 && attempt.end == TO_THE_END {
-                return all_given_up(attempt, owner, now, false);
+                // At its exit an owner closes each of its descriptors.
+                if (*owner).cleared_at == (*owner).last_at {
+                    return;
+                }
+                return all_given_up(attempt, owner, now);
             }
             counters::release(kind, None);
         } else {
             counters::acquisition(kind);
         }
+        (*owner).last_at = now;
         let file = attempt.file();
         let Some(draft) = counters::draft() else { return };
         describe(draft, attempt, &file, now, now);

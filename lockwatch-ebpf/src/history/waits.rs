@@ -26,14 +26,21 @@ pub(crate) fn deferred(attempt: &Attempt) {
 fn note(attempt: &Attempt) -> u64 {
     let now = now();
     let (tgid, tid) = party::ids();
-    // SAFETY: the maps' values; a thread waits for one lock at a time.
+    // SAFETY: the maps' values; a thread waits for one lock at a time, and only itself writes to its
+    // place.
     unsafe {
-        if let Some(known) = WAITERS.get(tid as u64)
-            && known.key == attempt.key
-            && known.tgid == tgid
-            && known.access == attempt.access
+        let Some(held) = held(tid) else { return 0 };
+        let place = WAITERS.get_ptr_mut(tid as u64);
+        if let Some(known) = place
+            && (*known).since != 0
         {
-            return 0;
+            if (*known).key == attempt.key
+                && (*known).tgid == tgid
+                && (*known).access == attempt.access
+            {
+                return 0;
+            }
+            add(&raw mut (*held).waits, -1);
         }
         counters::wait(counters::kind(attempt.key.class, attempt.flags));
         let file = attempt.file();
@@ -47,11 +54,27 @@ fn note(attempt: &Attempt) -> u64 {
             flags: attempt.flags,
             tgid,
         };
-        if WAITERS.insert(tid as u64, &wait, 0).is_err() {
-            counters::lost_other();
-        } else if let Some(held) = held(tid) {
-            add(&raw mut (*held).waits, 1);
+        match place {
+            Some(place) => {
+                (&raw mut (*place).since).write_volatile(0);
+                words::copy(&raw mut (*place).key, &raw const wait.key);
+                (&raw mut (*place).end).write_volatile(wait.end);
+                (&raw mut (*place).ino).write_volatile(wait.ino);
+                (&raw mut (*place).dev).write_volatile(wait.dev);
+                (&raw mut (*place).access).write_volatile(wait.access);
+                (&raw mut (*place).flags).write_volatile(wait.flags);
+                (&raw mut (*place).tgid).write_volatile(wait.tgid);
+                (&raw mut (*place).since).write_volatile(now);
+            }
+            None => {
+                if WAITERS.insert(tid as u64, &wait, 0).is_err() {
+                    counters::lost_other();
+                    return now;
+                }
+                add(&raw mut (*held).places, 1);
+            }
         }
+        add(&raw mut (*held).waits, 1);
     }
     now
 }
@@ -68,25 +91,32 @@ pub(crate) fn refused(attempt: &Attempt) {
 pub(crate) fn over(granted: bool) {
     let (_, tid) = party::ids();
     let Some(held) = held(tid) else { return };
-    // SAFETY: the maps' values; only the thread itself removes its wait.
+    // SAFETY: the maps' values; only the thread itself writes to its place.
     unsafe {
         if (*held).waits <= 0 {
             return;
         }
-        let Some(wait) = WAITERS.get(tid as u64) else { return };
+        let Some(wait) = WAITERS.get_ptr_mut(tid as u64) else { return };
+        let since = (*wait).since;
+        if since == 0 {
+            return;
+        }
         if granted {
-            let kind = counters::kind(wait.key.class, wait.flags);
-            counters::granted(kind, now().wrapping_sub(wait.since));
+            let kind = counters::kind((*wait).key.class, (*wait).flags);
+            counters::granted(kind, now().wrapping_sub(since));
         }
-        if WAITERS.remove(tid as u64).is_ok() {
-            add(&raw mut (*held).waits, -1);
-        }
+        // Its place is kept until the thread ends: it may wait again.
+        (&raw mut (*wait).since).write_volatile(0);
+        add(&raw mut (*held).waits, -1);
     }
 }
 
 /// Tells of an attempt that met a lock whose taker is dead, or a file with attention.
 #[inline(never)]
 fn tell(kind: u32, at: u64, attempt: &Attempt) {
+    if !attention::may_be_paid(at) && !attention::may_meet_a_death(at) {
+        return;
+    }
     let attended = attention::is_paid(&attempt.file(), at);
     let Some(met) = conflict::met(attempt) else { return };
     let key = met.key(attempt);

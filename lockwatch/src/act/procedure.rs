@@ -2,7 +2,7 @@
 //!
 //! Refuses to release anything after a failed drain; and whatever happens, resume runs.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::hook::{Hook, Told};
 use super::sight::Sight;
@@ -73,13 +73,25 @@ fn in_turn(
     };
     report.outcomes = match run(&hooks.drain, &[], true) {
         Some(why) => untouched(plans, &End::NotTried { why }),
-        None => plans.iter().map(|plan| release::release(plan, sight)).collect(),
+        None => plans.iter().map(|plan| unless(interrupted, plan, sight)).collect(),
     };
     if report.outcomes.iter().any(|outcome| outcome.end.is_released()) {
         run(&hooks.canary, &report.outcomes, true);
     }
     run(&hooks.resume, &report.outcomes, false);
     report
+}
+
+fn unless(interrupted: &AtomicBool, plan: &Plan, sight: &mut dyn Sight) -> Outcome {
+    if interrupted.load(Ordering::Relaxed) {
+        return Outcome {
+            lock: plan.lock.id,
+            end: End::NotTried { why: "it was interrupted".into() },
+            steps: Vec::new(),
+            took: None,
+        };
+    }
+    release::release(plan, sight)
 }
 
 fn untouched(plans: &[Plan], end: &End) -> Vec<Outcome> {

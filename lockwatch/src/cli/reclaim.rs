@@ -9,6 +9,7 @@ use clap::Args;
 use super::FileArgs;
 use crate::act::warden::Ward;
 use crate::engine::reclaim::Wanted;
+use crate::engine::reclaim::progress::Asker;
 use crate::reclaim::Reclaim;
 
 #[derive(Args)]
@@ -43,6 +44,33 @@ pub(super) struct ReclaimArgs {
     /// Write JSON
     #[arg(long)]
     json: bool,
+    /// For the daemon: tell it line by line what is done, and release nothing more once standard
+    /// input has ended
+    #[arg(
+        long,
+        hide = true,
+        value_name = "ASKER",
+        value_enum,
+        requires = "execute",
+        conflicts_with = "json"
+    )]
+    attended: Option<Attended>,
+}
+
+/// Who has the daemon do it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Attended {
+    Policy,
+    Tree,
+}
+
+impl From<Attended> for Asker {
+    fn from(by: Attended) -> Self {
+        match by {
+            Attended::Policy => Self::Policy,
+            Attended::Tree => Self::Tree,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -88,6 +116,7 @@ impl From<ReclaimArgs> for Reclaim {
             config: args.config,
             no_hooks: args.no_hooks,
             json: args.json,
+            attended: args.attended.map(Asker::from),
         }
     }
 }

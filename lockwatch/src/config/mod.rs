@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use toml::Spanned;
 
 pub use listen::Listen;
 use reference::Section;
+
+/// Reclaims in a minute where nothing else is said.
+const PER_MINUTE: NonZeroU32 = NonZeroU32::new(6).unwrap();
 
 /// Where the configuration is unless another file is named. It may be absent.
 pub const DEFAULT_PATH: &str = "/etc/lockwatch/lockwatch.toml";
@@ -104,6 +108,11 @@ pub struct Reclaim {
     pub on_boot: bool,
     /// Leave those alone that no watch names.
     pub only_watched: bool,
+    /// Reclaims in a minute after which orphans are told only.
+    pub per_minute: NonZeroU32,
+    /// From a failed reclaim to the next attempt on the same file: 100 ms to 1 h.
+    #[serde(with = "duration")]
+    pub retry: Duration,
     /// Where every reclaim that is carried out is recorded.
     pub audit: PathBuf,
 }
@@ -192,6 +201,8 @@ impl Default for Reclaim {
             mode: Mode::Report,
             on_boot: true,
             only_watched: true,
+            per_minute: PER_MINUTE,
+            retry: Duration::from_secs(30),
             audit: PathBuf::from("/var/log/lockwatch/reclaim.jsonl"),
         }
     }
@@ -269,6 +280,8 @@ impl Config {
             duration::within(key, value, reference::range(Section::Top, key))
                 .map_err(|what| (Key::Named(key), what))?;
         }
+        duration::within("retry", self.reclaim.retry, reference::range(Section::Reclaim, "retry"))
+            .map_err(|what| (Key::Named("retry"), what))?;
         for (key, path) in
             [("mount", &self.mount), ("state_dir", &self.state_dir), ("audit", &self.reclaim.audit)]
         {

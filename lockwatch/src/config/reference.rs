@@ -127,13 +127,24 @@ pub const KEYS: &[Key] = &[
     ),
     key(Section::Reclaim, "mode", "\"report\" or \"reclaim\"")
         .default("\"report\"")
-        .text("Whether orphaned locks are only told, or released, too."),
+        .text("Whether orphaned locks are only told, or released, too, without anybody's asking."),
     key(Section::Reclaim, "on_boot", "boolean")
         .default("true")
         .text("Sweep once before saying ready."),
     key(Section::Reclaim, "only_watched", "boolean")
         .default("true")
-        .text("Leave orphans alone on files that no watch with reclaim = true names."),
+        .text("Leave orphans alone on files that no watch with reclaim = true names. With false only those are left alone that a watch names without reclaim = true."),
+    key(Section::Reclaim, "per_minute", "number, at least 1").default("6").text(
+        "After so many reclaims in a minute orphans are only told, until reclaim_enabled is set in \
+         the tree again, or the daemon is started anew.",
+    ),
+    key(Section::Reclaim, "retry", "span of time")
+        .default("\"30s\"")
+        .within(Duration::from_millis(100), Duration::from_secs(3600))
+        .text(
+            "From a reclaim that failed to the next attempt on the same file; twice as long after \
+             each further failure, at most an hour.",
+        ),
     key(Section::Reclaim, "audit", "absolute path")
         .default("\"/var/log/lockwatch/reclaim.jsonl\"")
         .text("Where every reclaim that is carried out is recorded: a JSON line as it begins and one as it ends, appended."),

@@ -1,6 +1,7 @@
 //! The kernel side as the loop sees it: records of the moment in, attention out.
 //!
-//! Refuses to hold records back: whatever is in the ring when it is looked at is handed on.
+//! Refuses to hold records back, and to be held by them: what is in the ring when it is looked at is
+//! handed on, in batches, so that a flood leaves time for everything else.
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use crate::id_key;
 use crate::source::history::{
     Continuity, History, HistoryError, Moments, Names, Options, Reader, Sizes, Tables, Told,
 };
+
+/// Records that are handed on at once.
+const BATCH: usize = 1024;
 
 /// The kernel side.
 pub(super) struct Kernel {
@@ -101,18 +105,21 @@ impl Kernel {
         Ok(self.tables.attend(files)?)
     }
 
-    /// Waits for records, and takes all that are there.
+    /// Waits for records, and takes a batch of them.
     pub(super) async fn records(&mut self) -> Result<Vec<Input>, KernelError> {
         let mut ready = self.moments.readable_mut().await?;
         let mut told = Told { key: &self.key, names: &mut self.names, boot_unix: boot_unix() };
-        let mut inputs = Vec::new();
-        while let Err(error) = ready.get_inner_mut().drain(&mut told, |input| inputs.push(input)) {
-            // It is passed over; what it would have said the next reading shows.
-            log::error!("{error}");
-            inputs.push(Input::Lost(1));
+        let (inputs, is_empty) = batch(ready.get_inner_mut(), &mut told);
+        if is_empty {
+            ready.clear_ready();
         }
-        ready.clear_ready();
         Ok(inputs)
+    }
+
+    /// Takes a batch of the records that are there, which may be none.
+    pub(super) fn records_so_far(&mut self) -> Vec<Input> {
+        let mut told = Told { key: &self.key, names: &mut self.names, boot_unix: boot_unix() };
+        batch(self.moments.get_mut(), &mut told).0
     }
 
     /// How many records were lost since this was asked last.
@@ -121,6 +128,23 @@ impl Kernel {
         let before = std::mem::replace(&mut self.lost, lost);
         Ok(lost.saturating_sub(before))
     }
+}
+
+/// Up to [`BATCH`] records, and whether none is left.
+fn batch(moments: &mut Moments, told: &mut Told<'_>) -> (Vec<Input>, bool) {
+    let mut inputs = Vec::new();
+    while inputs.len() < BATCH {
+        let left = BATCH - inputs.len();
+        match moments.drain(left, told, |input| inputs.push(input)) {
+            Ok(is_empty) => return (inputs, is_empty),
+            Err(error) => {
+                // It is passed over; what it would have said the next reading shows.
+                log::error!("{error}");
+                inputs.push(Input::Lost(1));
+            }
+        }
+    }
+    (inputs, false)
 }
 
 /// Nanoseconds since 1970 at the boot clock's 0.

@@ -10,6 +10,7 @@ mod kernel;
 mod log_file;
 mod readiness;
 mod readings;
+mod reclaims;
 mod scrapes;
 mod tree;
 mod watch;

@@ -1,35 +1,88 @@
 //! What the service manager is told: ready, alive, stopping (the sd_notify protocol).
 //!
-//! Refuses to fail, and to wait: a manager that cannot be told, or does not listen, is logged, and
-//! the watch goes on.
+//! Refuses to fail, and to wait: a manager that cannot be told is logged, one that does not listen
+//! stops a thread of its own, and the watch goes on.
 
-use std::ffi::OsStr;
-use std::io;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Says that the first reading is done and every entrance is open.
-pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// Where the manager listens, as `sd_notify(3)` has it.
+const SOCKET: &str = "NOTIFY_SOCKET";
+/// Messages that wait for a manager that does not listen; further ones are dropped.
+const WAITING: usize = 64;
+/// How long the end of the daemon waits for the manager to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The service manager, where there is one.
+pub(super) struct Manager {
+    tell: Option<SyncSender<Message>>,
 }
 
-/// Says in a line how things are.
-pub(super) fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+enum Message {
+    Ready(String),
+    NotYet(u32),
+    Status(String),
+    Alive,
+    /// Nothing is told after it; that it was told is.
+    Stopping(SyncSender<()>),
 }
 
-/// Says that the loop goes round.
-pub(super) fn alive() {
-    tell(&[NotifyState::Watchdog]);
-}
+impl Manager {
+    /// Finds it.
+    pub(super) fn find() -> Self {
+        if std::env::var_os(SOCKET).is_none() {
+            return Self { tell: None };
+        }
+        let (tell, told) = mpsc::sync_channel(WAITING);
+        let run = move || told.into_iter().for_each(|message| pass_on(&message));
+        let thread = std::thread::Builder::new().name("manager".into()).spawn(run);
+        if let Err(error) = &thread {
+            log::warn!("telling the service manager: no thread: {error}");
+        }
+        Self { tell: thread.ok().map(|_| tell) }
+    }
 
-/// Says that the end has begun.
-pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    /// Says that the first reading is done and every entrance is open.
+    pub(super) fn ready(&self, status: &str) {
+        self.tell(Message::Ready(status.into()));
+    }
+
+    /// Asks for so much more time to become ready.
+    pub(super) fn not_yet(&self, time: Duration) {
+        self.tell(Message::NotYet(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)));
+    }
+
+    /// Says in a line how things are.
+    pub(super) fn status(&self, status: &str) {
+        self.tell(Message::Status(status.into()));
+    }
+
+    /// Says that the loop goes round.
+    pub(super) fn alive(&self) {
+        self.tell(Message::Alive);
+    }
+
+    /// Says that the end has begun, and waits until that is heard, for a moment.
+    pub(super) fn stopping(&self) {
+        let (heard, hears) = mpsc::sync_channel(1);
+        self.tell(Message::Stopping(heard));
+        // A manager that does not listen must not keep anybody from ending.
+        let _ = hears.recv_timeout(FAREWELL);
+    }
+
+    fn tell(&self, message: Message) {
+        match self.tell.as_ref().map(|tell| tell.try_send(message)) {
+            None | Some(Ok(())) => {}
+            Some(Err(TrySendError::Full(_))) => {
+                log::debug!("the service manager does not listen: a message is dropped");
+            }
+            Some(Err(TrySendError::Disconnected(_))) => {
+                log::debug!("the service manager cannot be told any more");
+            }
+        }
+    }
 }
 
 /// How often the manager wants to hear that the loop goes round: twice in its patience.
@@ -37,38 +90,21 @@ pub(super) fn heartbeat() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|patience| patience / 2)
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    let Some(manager) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-    if let Err(error) = send(&manager, message.as_bytes()) {
+fn pass_on(message: &Message) {
+    let told = match message {
+        Message::Ready(status) => {
+            sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)])
+        }
+        Message::NotYet(time) => sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(*time)]),
+        Message::Status(status) => sd_notify::notify(&[NotifyState::Status(status)]),
+        Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+        Message::Stopping(_) => sd_notify::notify(&[NotifyState::Stopping]),
+    };
+    if let Err(error) = told {
         log::warn!("telling the service manager: {error}");
     }
-}
-
-/// The crate's own way waits while the manager's queue is full, and the loop with it.
-fn send(manager: &OsStr, message: &[u8]) -> io::Result<()> {
-    let address = match manager.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(manager)?,
-    };
-    let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.send_to_addr(message, &address).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_manager_that_does_not_listen_keeps_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path).unwrap();
-        let full = (0..100_000).find_map(|_| send(path.as_os_str(), b"STATUS=hot\n").err());
-        assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
-        let mut message = [0; 64];
-        let length = manager.recv(&mut message).unwrap();
-        assert_eq!(&message[..length], b"STATUS=hot\n");
+    if let Message::Stopping(heard) = message {
+        // Whoever waited may be gone.
+        let _ = heard.send(());
     }
 }

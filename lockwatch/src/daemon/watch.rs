@@ -2,9 +2,10 @@
 //!
 //! Every influence on the engine goes through [`Watching::step`], and nowhere else.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::BufWriter;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::Watch;
@@ -20,17 +22,24 @@ use super::follow::{Hub, Socket};
 use super::instance::Instance;
 use super::kernel::Kernel;
 use super::log_file::LogFile;
+use super::readiness::{self, Manager};
 use super::readings::Readings;
+use super::reclaims::{self, Job, Reclaims, Surroundings};
 use super::scrapes::{PULSE, Scrapes};
-use super::tree::{Tree, Wanted};
-use super::{nanos, now, readiness};
-use crate::config::Config;
-use crate::engine::input::{Input, Output, Settings, Started, Watched};
-use crate::engine::machine::Engine;
+use super::tree::{Obeyed, Tree, Wanted};
+use super::{nanos, now};
+use crate::config::{Config, Mode};
+use crate::engine::input::{
+    FileId, Input, Output, Permission, Policy, Settings, Started, Watched, Wrote,
+};
+use crate::engine::machine::{Engine, WATCHED_FOR};
+use crate::engine::reclaim::progress::{Asker, Evicted, Order};
 use crate::failure::{EXIT_CLEAR, EXIT_INTERRUPTED};
 use crate::sink::events;
+use crate::sink::fuse::Reply;
 use crate::source::history::{HistoryError, Taken};
 use crate::source::trace::Writer;
+use crate::source::writes::Watches;
 use crate::{id_key, machine};
 
 /// How often it is looked whether the service manager wants to hear of it, where it does not say.
@@ -38,6 +47,9 @@ const NO_HEARTBEAT: Duration = Duration::from_secs(3600);
 
 /// Readings in a row that may fail before the watch gives up.
 const PATIENCE: u32 = 10;
+
+/// How much more time the service manager is asked for while the sweep is at work.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Watches until it is ended.
 pub(super) async fn watch(
@@ -57,6 +69,7 @@ pub(super) async fn watch(
         handoff_window: nanos(config.handoff_window),
         long_wait: nanos(config.long_wait),
         verbose: options.verbose,
+        reclaim: policy(config),
     };
     let log = options.log.as_deref().map(open_log).transpose()?;
     let recorded = options.record.as_deref();
@@ -67,7 +80,9 @@ pub(super) async fn watch(
     let paths: Vec<PathBuf> =
         config.watch.iter().map(|watch| watch.path.get_ref().clone()).collect();
     let readings = Readings::start(reader, paths).context("daemon: starting the reader")?;
-    let tree = Tree::grow(config, file)?;
+    let tree = Tree::grow(config)?;
+    let surroundings =
+        Surroundings { config: file.map(Path::to_owned), state_dir: config.state_dir.clone() };
     let (_, release) = machine::names();
     let scrapes = Scrapes::start(config, release.clone(), now(), kernel.tables())?;
     let mut watching = Watching {
@@ -78,7 +93,11 @@ pub(super) async fn watch(
         record,
         readings,
         tree,
+        reclaims: Reclaims::new(surroundings),
+        writes: Watches::default(),
+        wrote: mpsc::unbounded_channel(),
         failures: 0,
+        manager: Manager::find(),
         told_orphans: None,
         scrapes,
     };
@@ -106,51 +125,69 @@ pub(super) async fn watch(
             biased;
             _ = terminated.recv() => break,
             _ = interrupted.recv() => {
-                readiness::stopping();
+                watching.manager.stopping();
                 return Ok(EXIT_INTERRUPTED);
             }
             _ = hung_up.recv() => watching.log.iter_mut().for_each(LogFile::reopen),
-            _ = heartbeat.tick() => readiness::alive(),
+            _ = heartbeat.tick() => watching.manager.alive(),
             rang = alarm.rings() => {
                 rang.context("daemon: waiting for the alarm")?;
                 watching.step(&mut kernel, Input::Tick)?;
             }
             // A long interval between reconciliations must not look like an engine that is stuck.
-            _ = pulse.tick() => watching.step(&mut kernel, Input::Tick)?,
-            drained = kernel.records() => {
-                for input in drained.context("daemon: reading the kernel's records")? {
-                    watching.tree.hear(&input);
-                    watching.step(&mut kernel, input)?;
+            _ = pulse.tick() => {
+                watching.step(&mut kernel, Input::Tick)?;
+                if !ready {
+                    watching.manager.not_yet(SWEEP);
                 }
             }
             taken = watching.readings.next() => {
                 let Some(taken) = taken else { bail!("daemon: the reader has ended") };
+                // What happened before the reading is heard before it.
+                let before = kernel.records_so_far();
+                watching.hear(&mut kernel, before)?;
                 watching.look_for_losses(&mut kernel)?;
                 watching.taken(&mut kernel, config, taken)?;
                 // A reading that failed shows nothing.
-                if !ready && watching.failures == 0 {
+                let swept = !config.reclaim.on_boot || watching.engine.is_swept();
+                if !ready && watching.failures == 0 && swept {
                     ready = true;
                     watching.scrapes.ready();
-                    readiness::ready("watching");
+                    watching.manager.ready("watching");
                 }
             }
             wanted = watching.tree.next() => match wanted {
                 Wanted::Reading => watching.readings.ask(),
-                Wanted::Released(released) => {
-                    if let Some(input) = watching.tree.released(released, now().boot) {
-                        watching.step(&mut kernel, input)?;
-                    }
+                Wanted::Written(request) => match watching.tree.obey(request, now().boot) {
+                    Obeyed::Input(input) => watching.step(&mut kernel, *input)?,
+                    Obeyed::Reclaim(job) => watching.reclaims.begin(job),
+                    Obeyed::Done => {}
+                },
+            },
+            // This side keeps a sender.
+            Some(wrote) = watching.wrote.1.recv() => {
+                watching.step(&mut kernel, Input::Wrote(wrote))?;
+            }
+            news = watching.reclaims.next() => match news {
+                reclaims::News::Planned(planned) => {
+                    watching.step(&mut kernel, Input::Planned(planned))?;
                 }
-                Wanted::Written(request) => {
-                    if let Some(input) = watching.tree.obey(request, now().boot) {
-                        watching.step(&mut kernel, input)?;
+                reclaims::News::Ended(reclaimed, reply) => {
+                    if let Some(reply) = reply {
+                        watching.tree.released(&reclaimed, reply, now().boot);
                     }
+                    watching.step(&mut kernel, Input::Reclaimed(reclaimed))?;
                 }
             },
             () = &mut followers => {}
+            // Last, because of these there may be so many that another is always there.
+            drained = kernel.records() => {
+                let records = drained.context("daemon: reading the kernel's records")?;
+                watching.hear(&mut kernel, records)?;
+            }
         }
     }
-    readiness::stopping();
+    watching.manager.stopping();
     Ok(EXIT_CLEAR)
 }
 
@@ -163,6 +200,11 @@ struct Watching {
     record: Option<Recording>,
     readings: Readings,
     tree: Tree,
+    /// What is reclaimed, and who waits for it at the tree.
+    reclaims: Reclaims<Option<Reply>>,
+    writes: Watches,
+    wrote: (mpsc::UnboundedSender<Wrote>, mpsc::UnboundedReceiver<Wrote>),
+    manager: Manager,
     /// Readings in a row that failed.
     failures: u32,
     /// Orphans that the service manager knows of.
@@ -197,10 +239,39 @@ impl Watching {
                 Output::Attend(files) => {
                     kernel.attend(&files).context("daemon: telling the kernel what to watch")?;
                 }
+                Output::Reclaim(order) => self.reclaims.begin(job(order)),
+                Output::WatchWrites(file, evicted) => self.watch_writes(file, evicted),
+                Output::StopReclaims => self.reclaims.stop(),
+                Output::SwitchedOff => self.tree.switch_off(),
             }
         }
         self.scrapes.stepped(now);
         Ok(())
+    }
+
+    /// Takes in what the kernel recorded.
+    fn hear(&mut self, kernel: &mut Kernel, records: Vec<Input>) -> anyhow::Result<()> {
+        for input in records {
+            self.tree.hear(&input);
+            self.step(kernel, input)?;
+        }
+        Ok(())
+    }
+
+    /// Has it told when one of these writes to the file; where that cannot be, says so.
+    fn watch_writes(&self, file: FileId, evicted: Vec<Evicted>) {
+        let (tell, time) = (self.wrote.0.clone(), Duration::from_nanos(WATCHED_FOR));
+        let told = move |wrote| {
+            // Where nobody receives any more, the daemon ends.
+            let _ = tell.send(wrote);
+        };
+        if let Err(error) = self.writes.begin(file, evicted, time, told) {
+            log::warn!(
+                "whether who lost a lock on {}:{} writes to it is not seen: {error}",
+                file.dev,
+                file.ino
+            );
+        }
     }
 
     /// Says that records were lost, where the kernel has counted any.
@@ -221,7 +292,7 @@ impl Watching {
                 self.failures = 0;
                 taken
             }
-            // The engine asks again; what is wrong for good ends the watch.
+            // It is tried again; what is wrong for good ends the watch.
             Err(error) if self.failures < PATIENCE => {
                 self.failures += 1;
                 log::error!("reading the kernel's tables: {error}");
@@ -259,9 +330,41 @@ impl Watching {
             return;
         }
         match orphans {
-            0 => readiness::status("ALL CLEAR"),
-            hot => readiness::status(&format!("HOT {hot}")),
+            0 => self.manager.status("ALL CLEAR"),
+            hot => self.manager.status(&format!("HOT {hot}")),
         }
+    }
+}
+
+/// What the configuration says of reclaiming, for the engine.
+fn policy(config: &Config) -> Policy {
+    let permission = |watch: &crate::config::Watch| Permission {
+        path: watch.path.get_ref().as_os_str().as_bytes().into(),
+        allowed: watch.reclaim,
+    };
+    Policy {
+        automatic: config.reclaim.mode == Mode::Reclaim,
+        only_watched: config.reclaim.only_watched,
+        per_minute: config.reclaim.per_minute.get(),
+        retry: nanos(config.reclaim.retry),
+        watches: config.watch.iter().map(permission).collect(),
+    }
+}
+
+/// What the engine ordered: by the path of its watch, so that the hooks are run once for all locks
+/// of the file, else each lock by its id.
+fn job<T>(order: Order) -> Job<Option<T>> {
+    let subjects = match order.path {
+        Some(path) => vec![OsString::from_vec(path.into_vec())],
+        None => order.locks.iter().map(|lock| lock.to_string().into()).collect(),
+    };
+    Job {
+        by: Asker::Policy,
+        file: Some(order.file),
+        locks: order.locks,
+        subjects,
+        force: false,
+        ticket: None,
     }
 }
 

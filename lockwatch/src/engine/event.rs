@@ -9,6 +9,8 @@ use super::classify::Verdict;
 use super::id::LockId;
 use super::identity::{BootTime, Pid, StartTime};
 use super::input::{LockName, Moment, Outcome};
+use super::reclaim::plan::Method;
+use super::reclaim::progress::{Asker, HookEnd};
 use super::snapshot::{Death, Process, Remembered, Via};
 
 /// One event.
@@ -191,6 +193,61 @@ pub enum Kind {
         /// The processes of the cycle, each blocked by a lock of the next.
         members: Vec<Member>,
     },
+    /// A lock is about to be reclaimed.
+    ReclaimPlanned {
+        /// Who has it done.
+        by: Asker,
+        /// How.
+        method: Method,
+        /// Without an orphan's verdict.
+        forced: bool,
+        /// The process through which it is done.
+        through: Party,
+        /// What whoever has it done should know.
+        warnings: Vec<String>,
+    },
+    /// It was released, which was verified, and every hook succeeded.
+    ReclaimDone {
+        /// Who had it done.
+        by: Asker,
+        /// How.
+        method: Method,
+        /// Who has the lock now.
+        taken_by: Vec<Party>,
+        /// Nanoseconds from the decision to the verified release.
+        took: Option<u64>,
+        /// The hooks that were run.
+        hooks: Vec<HookEnd>,
+    },
+    /// It was not released, or a hook failed.
+    ReclaimFailed {
+        /// Who had it done.
+        by: Asker,
+        /// How; `None` where there was no plan.
+        method: Option<Method>,
+        /// What happened to the lock.
+        result: String,
+        /// Why that is a failure.
+        why: String,
+        /// The hooks that were run.
+        hooks: Vec<HookEnd>,
+    },
+    /// What was planned was not so any more, and nothing was done; or who lost the lock wrote to the
+    /// file afterwards.
+    ReclaimRace {
+        /// Who had it done.
+        by: Asker,
+        /// How.
+        method: Option<Method>,
+        /// The name of what changed.
+        race: String,
+        /// What changed.
+        why: String,
+        /// Who wrote, where it is that.
+        writer: Option<Party>,
+        /// The hooks that were run.
+        hooks: Vec<HookEnd>,
+    },
     /// Records of the moment were lost, and the tables were read anew.
     Lost {
         /// How many.
@@ -240,7 +297,7 @@ pub enum Recovery {
 }
 
 /// Every name that [`Kind::name`] gives.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 19] = [
     "started",
     "orphaned",
     "recovered",
@@ -251,6 +308,10 @@ pub const NAMES: [&str; 15] = [
     "refused",
     "long_wait",
     "deadlock",
+    "reclaim_planned",
+    "reclaim_done",
+    "reclaim_failed",
+    "reclaim_race",
     "lost",
     "all_clear",
     "acquired",
@@ -272,6 +333,10 @@ impl Kind {
             Self::Refused { .. } => "refused",
             Self::LongWait { .. } => "long_wait",
             Self::Deadlock { .. } => "deadlock",
+            Self::ReclaimPlanned { .. } => "reclaim_planned",
+            Self::ReclaimDone { .. } => "reclaim_done",
+            Self::ReclaimFailed { .. } => "reclaim_failed",
+            Self::ReclaimRace { .. } => "reclaim_race",
             Self::Lost { .. } => "lost",
             Self::AllClear => "all_clear",
             Self::Acquired { .. } => "acquired",

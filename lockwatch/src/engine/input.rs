@@ -10,6 +10,7 @@ use super::event::Event;
 use super::id::LockId;
 use super::identity::{Access, BootTime, Dev, LockKind, ProcessId, Range};
 use super::memory::Memory;
+use super::reclaim::progress::{Evicted, Order, Planned, Reclaimed};
 use super::snapshot::{Death, FileIx, Remembered, Snapshot};
 
 /// A moment by both clocks, read together. Engine time is the boot clock; the other is for people.
@@ -76,6 +77,56 @@ pub struct Settings {
     pub long_wait: u64,
     /// Whether acquisitions, releases and blocked attempts are events, too.
     pub verbose: bool,
+    /// What is reclaimed without anybody's asking.
+    #[serde(default, skip_serializing_if = "Policy::is_usual")]
+    pub reclaim: Policy,
+}
+
+/// What is reclaimed without anybody's asking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Whether anything is; also what the switch is at first.
+    pub automatic: bool,
+    /// Whether only what a watch that allows it names.
+    pub only_watched: bool,
+    /// Reclaims in a minute after which orphans are told only.
+    pub per_minute: u32,
+    /// From a failure to the next attempt on the same file, nanoseconds; twice as long after each
+    /// further one.
+    pub retry: u64,
+    /// What each watch says.
+    pub watches: Vec<Permission>,
+}
+
+/// Whether the locks of a watched file may be reclaimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Permission {
+    /// The path in the configuration.
+    #[serde(with = "bytes")]
+    pub path: Box<[u8]>,
+    /// Whether they may.
+    pub allowed: bool,
+}
+
+impl Policy {
+    /// Traces of who reclaims nothing can be read by whoever knows nothing of it.
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            automatic: false,
+            only_watched: true,
+            per_minute: 6,
+            retry: 30_000_000_000,
+            watches: Vec::new(),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -87,6 +138,7 @@ impl Default for Settings {
             handoff_window: 5 * SECOND,
             long_wait: 30 * SECOND,
             verbose: false,
+            reclaim: Policy::default(),
         }
     }
 }
@@ -257,6 +309,18 @@ pub struct PidReused {
     pub at: BootTime,
 }
 
+/// A process that lost a lock by a reclaim wrote to its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wrote {
+    /// The file.
+    pub file: FileId,
+    /// Who.
+    pub process: ProcessId,
+    /// When that was heard of.
+    pub at: BootTime,
+}
+
 /// The beginning of the daemon's watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -304,6 +368,14 @@ pub enum Input {
     Reconcile,
     /// Reconcile every so many nanoseconds from now on (the tree's `gc_interval_ms`).
     GcInterval(u64),
+    /// Reclaims are allowed, or not (the tree's `reclaim_enabled`).
+    ReclaimEnabled(bool),
+    /// A reclaim is about to be carried out.
+    Planned(Planned),
+    /// A reclaim has ended.
+    Reclaimed(Reclaimed),
+    /// Who had lost the lock wrote.
+    Wrote(Wrote),
 }
 
 /// What the engine wants to happen.
@@ -315,4 +387,12 @@ pub enum Output {
     Read,
     /// Have every taking, giving up and attempt on these files recorded from now on, on no others.
     Attend(Vec<FileId>),
+    /// Have this reclaimed, and tell what comes of it.
+    Reclaim(Order),
+    /// Have it told when one of these, who have lost a lock on the file, writes to it.
+    WatchWrites(FileId, Vec<Evicted>),
+    /// Let every reclaim that is under way release nothing more.
+    StopReclaims,
+    /// There were too many reclaims: the switch is off now.
+    SwitchedOff,
 }

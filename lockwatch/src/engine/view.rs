@@ -10,6 +10,7 @@ use super::evidence::Evidence;
 use super::holders::Holders;
 use super::id::{self, LockId};
 use super::identity::{BootTime, Dev, Owner, Pid, ProcessId, RecordedPid};
+use super::input::{FileId, LockName};
 use super::places::Places;
 use super::snapshot::{Death, File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
 use super::waits;
@@ -192,6 +193,18 @@ impl View {
     /// The file of a lock.
     pub fn file(&self, view: &LockView) -> &File {
         &self.snapshot.files[self.lock(view).file.0 as usize]
+    }
+
+    /// A lock, as events and plans name it.
+    pub fn name(&self, view: &LockView) -> LockName {
+        let facts = self.lock(view);
+        LockName {
+            id: view.id,
+            file: FileId { dev: view.id.dev, ino: view.id.ino },
+            kind: facts.kind,
+            access: facts.access,
+            range: facts.range,
+        }
     }
 
     /// The holders of a lock.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::act::procedure::Report;
 use crate::config::Watch;
 use crate::engine::reclaim::Plan;
+use crate::engine::reclaim::progress::Asker;
 use crate::sink::clock::Timestamp;
 use crate::sink::json::SCHEMA;
 use crate::sink::reclaim as sink;
@@ -23,7 +24,12 @@ impl Begun {
     }
 
     /// What is about to be done, and who asked for it.
-    pub(super) fn record(&self, plans: &[Plan], watch: Option<&Watch>) -> Value {
+    pub(super) fn record(
+        &self,
+        plans: &[Plan],
+        watch: Option<&Watch>,
+        attended: Option<Asker>,
+    ) -> Value {
         let hooks: Vec<Value> = watch
             .iter()
             .flat_map(|watch| watch.hooks())
@@ -35,6 +41,7 @@ impl Begun {
             "reclaim": self.name,
             "at": timestamp(),
             "who": who(),
+            "daemon": attended.map(Asker::name),
             "watch": watch.map(|watch| watch.name.get_ref()),
             "plans": plans.iter().map(sink::plan).collect::<Vec<_>>(),
             "hooks": hooks,

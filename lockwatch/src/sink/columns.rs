@@ -183,14 +183,17 @@ fn recorded(report: &Report<'_>, row: Row<'_>) -> RecordedPid {
 }
 
 fn command(report: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {
-    let process = match row {
-        Row::Lock(lock) => report.view.acquirer(lock)?,
+    let comm = match row {
+        Row::Lock(lock) => match report.view.acquirer(lock) {
+            Some(process) => &process.comm,
+            None => &labels::remembered(report.view, lock)?.comm,
+        },
         Row::Waiter(..) => match recorded(report, row) {
-            RecordedPid::Local(pid) => report.view.process(pid)?,
+            RecordedPid::Local(pid) => &report.view.process(pid)?.comm,
             _ => return None,
         },
     };
-    Some(Escaped(&process.comm).to_string())
+    Some(Escaped(comm).to_string())
 }
 
 fn pid(report: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {

@@ -64,6 +64,14 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
             told.push(format!("Its control group is {}.", Escaped(cgroup)));
         }
     }
+    if let Some(by) = labels::remembered(view, lock) {
+        told.extend(by.exe.as_ref().map(|exe| format!("The acquirer ran {}.", Escaped(exe))));
+        let cgroup = by.cgroup.as_ref();
+        told.extend(cgroup.map(|cgroup| format!("Its control group was {}.", Escaped(cgroup))));
+        let mut deaths = view.snapshot.deaths.iter();
+        let death = deaths.find(|death| death.process == by.id);
+        told.extend(death.map(|death| format!("It ended at {}.", report.clock.moment(death.at))));
+    }
     told.push(match &view.lock(lock).taken {
         Some(taken) => {
             let (at, age) = (report.clock.moment(taken.at), report.clock.since(taken.at));

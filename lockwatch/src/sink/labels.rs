@@ -8,7 +8,7 @@ use super::escape::Escaped;
 use crate::engine::classify::{Reason, State};
 use crate::engine::container::{self, Container};
 use crate::engine::identity::{Pid, RecordedPid};
-use crate::engine::snapshot::{Place, PlaceKind};
+use crate::engine::snapshot::{Place, PlaceKind, Remembered};
 use crate::engine::view::{LockView, View};
 
 /// True where the lock is something to act upon.
@@ -64,20 +64,32 @@ pub fn whereabouts(view: &View, pid: Pid) -> String {
 const FULL_ID: usize = 64;
 const SHORT_ID: usize = 12;
 
+/// What history knows of an acquirer that is gone.
+pub fn remembered<'a>(view: &'a View, lock: &'a LockView) -> Option<&'a Remembered> {
+    let taken = view.lock(lock).taken.as_ref()?;
+    view.acquirer(lock).is_none().then_some(&*taken.by)
+}
+
 /// The acquirer in a sentence.
 pub fn acquirer(view: &View, lock: &LockView) -> String {
     match view.lock(lock).acquirer {
         RecordedPid::Local(pid) => match view.acquirer(lock) {
             Some(acquirer) if acquirer.zombie => format!("{}, dead", process(view, pid)),
             Some(_) => process(view, pid),
-            None if lock.verdict.recycled => {
-                format!(
-                    "pid {}, gone, whose pid belongs to another process now",
-                    reader_pid(view, pid)
-                )
+            None => {
+                let pid = reader_pid(view, pid);
+                let name = match remembered(view, lock) {
+                    Some(by) => format!("{} (pid {pid})", Escaped(&by.comm)),
+                    None => format!("pid {pid}"),
+                };
+                if lock.verdict.recycled {
+                    format!("{name}, gone, whose pid belongs to another process now")
+                } else if lock.verdict.acquirer_alive == Some(false) {
+                    format!("{name}, gone")
+                } else {
+                    format!("{name}, not visible from here")
+                }
             }
-            None if lock.verdict.acquirer_alive == Some(false) => format!("pid {pid}, gone"),
-            None => format!("pid {pid}, not visible from here"),
         },
         RecordedPid::Zero => "shown as PID 0: dead, or outside of this pid namespace".into(),
         RecordedPid::Withheld => "not told by /proc".into(),

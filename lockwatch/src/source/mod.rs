@@ -10,3 +10,4 @@ mod octal;
 pub mod procfs;
 pub mod remote;
 pub mod trace;
+pub mod writes;

@@ -4,8 +4,8 @@
 //!
 //! The names are those of `lockwatch doctor`'s probes, and these of the harness's own:
 //! `root`, `nobody` (becoming another user), `mounts` (mount namespaces with a tmpfs), `overlay`,
-//! `pidns`, `netns`, `io_uring`, `loop-devices`, `fuse-mounts`, `cgroup2`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `pid-order` (no
-//! pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
+//! `pidns`, `netns`, `io_uring`, `loop-devices`, `fuse-mounts`, `cgroup2`, `choose-pid` (a child with a chosen pid in the initial pid namespace), `file-events` (fanotify
+//! that opens nothing, on the file system of the tests), `pid-order` (no pid can have been given out twice since boot), `terminal`, `every-process` (root can read the
 //! descriptors of every process in /proc), `queues-in-proc` (/proc/locks shows requests that wait
 //! behind requests: 5.13), `lockdown` (the kernel is locked down, confidentiality), and
 //! `program:NAME`. `no-NAME` is there where NAME is not.
@@ -48,6 +48,7 @@ impl Capabilities {
             ("cgroup2", super::control_group::hierarchy().map(drop)),
             ("fuse-mounts", in_private_mounts(fuse_opens)),
             ("choose-pid", choose_pid()),
+            ("file-events", file_events(scratch)),
             ("pid-order", pid_order()),
             ("terminal", terminal()),
             ("every-process", every_process()),
@@ -100,6 +101,34 @@ impl Capabilities {
     pub fn doctor_failure(&self) -> Option<String> {
         self.doctor.as_ref().err().map(|why| format!("{why:#}"))
     }
+}
+
+/// Whether fanotify names files of this file system without opening them.
+fn file_events(folder: &Path) -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_REPORT_FID;
+    // SAFETY: takes numbers only.
+    let group = unsafe { libc::fanotify_init(flags, 0) };
+    if group < 0 {
+        return Err(std::io::Error::last_os_error()).context("fanotify_init");
+    }
+    // SAFETY: the kernel just made it, and nobody else has it.
+    let group = unsafe { std::os::fd::OwnedFd::from_raw_fd(group) };
+    let file = tempfile::NamedTempFile::new_in(folder).context("a file")?;
+    let path = file.path().as_os_str();
+    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path))?;
+    // SAFETY: the group is open, and the path ends with NUL and lives until the call returns.
+    let marked = unsafe {
+        libc::fanotify_mark(
+            group.as_raw_fd(),
+            libc::FAN_MARK_ADD,
+            libc::FAN_MODIFY,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+        )
+    };
+    ensure!(marked == 0, "fanotify_mark: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 /// Asks `lockwatch doctor --json`.

@@ -126,6 +126,19 @@ impl House {
         Ok(Daemon { running, log, folder, read, pending: Vec::new() })
     }
 
+    /// Fills the manager's queue, so that whoever tells it anything waits.
+    pub fn deafen_manager(&self) -> Result<()> {
+        let crier = UnixDatagram::unbound().context("a socket to the manager")?;
+        crier.set_nonblocking(true).context("a socket to the manager")?;
+        loop {
+            match crier.send_to(b"NOISE=1", self.folder.join("notify")) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("filling the manager's queue"),
+            }
+        }
+    }
+
     /// Waits for what the daemon tells its service manager.
     pub fn wait_for_manager(&self, word: &str) -> Result<()> {
         patience::until(&format!("{word} from the daemon"), || {
@@ -161,10 +174,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Takes the events that came since the last call.
+    /// Takes the events that came since the last call, but for those about files of others: other
+    /// work on the machine has no part in the test.
     pub fn events(&mut self) -> Result<Vec<Value>> {
         self.look()?;
-        Ok(std::mem::take(&mut self.pending))
+        let mut taken = std::mem::take(&mut self.pending);
+        taken.retain(|event| self.is_own(event));
+        Ok(taken)
     }
 
     /// Waits for an event of a kind that fits, and takes it and all before it away.
@@ -192,14 +208,18 @@ impl Daemon {
         }
     }
 
+    fn is_own(&self, event: &Value) -> bool {
+        let path = event["lock"]["file"]["path"].as_str().map(Path::new);
+        path.is_none_or(|path| path.starts_with(&self.folder))
+    }
+
     /// Fails where there was an event of one of these kinds about a file of the test, among those
-    /// not yet taken: other work on the machine has no part in it.
+    /// not yet taken.
     pub fn told_none_of(&mut self, kinds: &[&str]) -> Result<()> {
         self.look()?;
         for event in &self.pending {
             let kind = event["kind"].as_str().unwrap_or_default();
-            let path = event["lock"]["file"]["path"].as_str().map(Path::new);
-            let own = path.is_none_or(|path| path.starts_with(&self.folder));
+            let own = self.is_own(event);
             ensure!(!own || !kinds.contains(&kind), "there was an event {event}");
         }
         Ok(())
@@ -227,6 +247,23 @@ impl Daemon {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.running.signal(signal)
+    }
+
+    /// Stops it, all of its threads: the signal is back before the last of them stands still.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let threads = format!("/proc/{}/task", self.pid());
+        patience::until("every thread stands still", || {
+            for thread in fs::read_dir(&threads).context("the daemon's threads")? {
+                let stat = thread.context("a thread")?.path().join("stat");
+                let text = fs::read_to_string(&stat).with_context(|| stat.display().to_string())?;
+                let state = text.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+                if state != Some("T") {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
     }
 
     /// Its pid.

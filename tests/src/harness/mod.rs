@@ -25,12 +25,14 @@ pub mod runner;
 pub mod scene;
 pub mod scrape;
 mod stage;
+pub mod story;
 mod table;
 
 pub use control_group::ControlGroup;
 pub use invocation::Run;
 pub use report::{Lock, Report};
 pub use scene::{FileId, Scene, Skip, note};
+pub use story::tell;
 pub use table::{Source, Test};
 
 /// A test that runs once for each source of `lockwatch`: `each_source!(function)`.

@@ -9,7 +9,7 @@ use super::table::Source;
 /// What the runner prints when it is asked how it is used.
 pub(super) const USAGE: &str = "\
 usage: live [FILTER…] [--exact] [--list] [--source both|bpf|procfs] [--jobs N]
-            [--json FILE] [--patience N] [--require NEED,…] [--without THEME,…]
+            [--json FILE] [--patience N] [--require NEED,…] [--without THEME,…] [--aloud]
 
   FILTER      tests whose names contain it, as in `waits::` or `[bpf]`
   --exact     tests whose names are it
@@ -19,7 +19,8 @@ usage: live [FILTER…] [--exact] [--list] [--source both|bpf|procfs] [--jobs N]
   --json      writes one JSON object a test, and before them one for each missing capability
   --patience  multiplies every time limit
   --require   fails where one of these is missing, where tests would be skipped
-  --without   leaves the tests of these themes out";
+  --without   leaves the tests of these themes out
+  --aloud     shows the story that a test tells while it plays";
 
 /// The options.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ pub(super) struct Options {
     pub(super) patience: Option<u32>,
     pub(super) require: Vec<String>,
     pub(super) without: Vec<String>,
+    pub(super) aloud: bool,
     /// Plays one test in this very process, in that folder: what the runner starts itself with.
     pub(super) play: Option<PathBuf>,
 }
@@ -51,6 +53,7 @@ impl Options {
             patience: None,
             require: Vec::new(),
             without: Vec::new(),
+            aloud: false,
             play: None,
         };
         let mut args = args.peekable();
@@ -59,6 +62,7 @@ impl Options {
             match arg.as_str() {
                 "--exact" => options.exact = true,
                 "--list" => options.list = true,
+                "--aloud" => options.aloud = true,
                 "--help" | "-h" => options.help = true,
                 "--source" => options.sources = sources(&value()?)?,
                 "--jobs" => options.jobs = number(&value()?).context("--jobs")?,

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
-use super::descent;
 use super::scene::{Scene, Skip};
 use super::table::Case;
+use super::{descent, story};
 
 /// How a test went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +101,7 @@ fn set_up<'a>(cases: &'a [Case], names: &[String], folder: &Path) -> Result<(&'a
     descent::adopt_and_die_with_parent()?;
     let case = cases.iter().find(|case| names.iter().any(|name| *name == case.name()));
     let case = case.with_context(|| format!("no test is called {names:?}"))?;
+    story::begin(folder);
     let stage = folder.join("stage");
     fs::create_dir(&stage).context("making the test's folder")?;
     fs::set_permissions(&stage, fs::Permissions::from_mode(0o755)).context("its mode")?;

@@ -23,6 +23,7 @@ use super::capability::Capabilities;
 use super::options::{Options, USAGE};
 use super::patience::{self, stretched};
 use super::play::{self, Verdict};
+use super::story::Listener;
 use super::table::{self, Case, Test};
 use super::{descent, place};
 
@@ -79,6 +80,7 @@ struct Playing {
     started: Instant,
     limit: Duration,
     overdue: bool,
+    listener: Listener,
 }
 
 /// How one test went.
@@ -116,6 +118,8 @@ fn run(options: &Options, cases: &[Case]) -> Result<ExitCode> {
     print(&format!("\n{}", report.closing_line()));
     Ok(match (interrupted, report.failed) {
         (true, _) => ExitCode::from(130),
+        // Who wants to hear a story is not content with none.
+        (false, 0) if options.aloud && report.skipped > 0 => ExitCode::FAILURE,
         (false, 0) => ExitCode::SUCCESS,
         (false, _) => ExitCode::FAILURE,
     })
@@ -198,6 +202,9 @@ fn play_all(
             return Ok(false);
         }
         let ended = wait(&mut playing)?;
+        if options.aloud {
+            playing.iter_mut().for_each(Playing::tell_on);
+        }
         if INTERRUPTED.load(Ordering::Relaxed) {
             for mut test in playing {
                 test.end()?;
@@ -256,7 +263,24 @@ impl Playing {
         let handle = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
             .context("pidfd_open")?;
         let limit = stretched(case.test.limit);
-        Ok(Self { index, child, handle, folder, started: Instant::now(), limit, overdue: false })
+        Ok(Self {
+            index,
+            child,
+            handle,
+            folder,
+            started: Instant::now(),
+            limit,
+            overdue: false,
+            listener: Listener::default(),
+        })
+    }
+
+    /// Shows what the test has told since the last time.
+    fn tell_on(&mut self) {
+        let told = self.listener.hear(&self.folder);
+        if !told.is_empty() {
+            print(told.trim_end_matches('\n'));
+        }
     }
 
     /// Takes everything from the test that it started, which makes it fail and clean up; ends it

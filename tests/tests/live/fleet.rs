@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::daemon::{Daemon, House};
 use lockwatch_tests::harness::prometheus::{Machine, Network, Prometheus};
-use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::harness::{Scene, Test, note};
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -77,7 +77,33 @@ fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene
     prometheus.wait_for("sum(up{job=\"lockwatch\"})", |values| values == [3.0])?;
     prometheus.wait_for("count(lockwatch_watched_lock_held == 0)", |values| values == [1.0])?;
 
-    for target in &targets {
+    let told = numbers(scene, &house, &network, &prometheus, &targets, &daemons);
+    if told.is_err() {
+        // What the daemons themselves say, which their end shows.
+        for (target, daemon) in targets.iter().zip(&daemons) {
+            note(&format!("{target} says: {:?}", network.get(target, "/metrics")));
+            let log = fs::read_to_string(daemon.log()).unwrap_or_default();
+            log.lines().for_each(note);
+        }
+        let _ = scene.scan_by_bpf();
+    }
+    prometheus.stop()?;
+    for daemon in daemons {
+        daemon.stop()?;
+    }
+    told
+}
+
+/// What is asked of the fleet while things happen.
+fn numbers(
+    scene: &mut Scene,
+    house: &House,
+    network: &Network,
+    prometheus: &Prometheus<'_>,
+    targets: &[String],
+    daemons: &[Daemon],
+) -> Result<()> {
+    for target in targets {
         let (status, text) = network.get(target, "/metrics")?;
         same!("status", status, 200);
         fs::write(house.path("scraped"), text).context("what was scraped")?;
@@ -105,14 +131,14 @@ fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene
     let alert = "count(ALERTS{alertname=\"LockwatchDeadlock\",alertstate=\"firing\"})";
     prometheus.wait_for(alert, |values| values == [3.0])?;
 
-    every_panel_has_data(&prometheus)?;
+    every_panel_has_data(prometheus)?;
 
     // The orphan ends.
     scene.play("heir: exit 0")?;
     prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [0.0])?;
 
     // A daemon that stands still: it cannot be scraped, and its heart stopped when it did.
-    daemons[1].signal(Signal::STOP)?;
+    daemons[1].freeze()?;
     let up = format!("up{{instance=\"{}\"}}", targets[1]);
     prometheus.wait_for(&up, |values| values == [0.0])?;
     let age = |instance: &str| {
@@ -125,11 +151,6 @@ fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene
     daemons[1].signal(Signal::CONT)?;
     prometheus.wait_for(&up, |values| values == [1.0])?;
     prometheus.wait_for(&age(&targets[1]), |values| matches!(values, [age] if *age < 5.0))?;
-
-    prometheus.stop()?;
-    for daemon in daemons {
-        daemon.stop()?;
-    }
     Ok(())
 }
 

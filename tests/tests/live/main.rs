@@ -8,6 +8,7 @@ mod classification;
 mod columns;
 mod containers;
 mod daemon;
+mod drill;
 mod dying;
 mod exit_codes;
 mod fleet;
@@ -24,6 +25,8 @@ mod peers;
 mod reclaim;
 mod reclaim_hooks;
 mod reclaim_inject;
+mod reclaim_nobody;
+mod reclaim_policy;
 mod reclaim_races;
 mod reclaim_soak;
 mod reclaim_ways;
@@ -40,6 +43,7 @@ mod stories;
 mod targets;
 mod tree;
 mod tree_around;
+mod tree_releases;
 mod tree_shell;
 mod unseen;
 mod unseen_table;
@@ -68,6 +72,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim_hooks", reclaim_hooks::TESTS),
     ("reclaim_inject", reclaim_inject::TESTS),
     ("reclaim_soak", reclaim_soak::TESTS),
+    ("reclaim_nobody", reclaim_nobody::TESTS),
+    ("reclaim_policy", reclaim_policy::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
     ("refused", refused::TESTS),
     ("peers", peers::TESTS),
@@ -84,7 +90,9 @@ const THEMES: &[(&str, &[Test])] = &[
     ("service", service::TESTS),
     ("tree", tree::TESTS),
     ("tree_around", tree_around::TESTS),
+    ("tree_releases", tree_releases::TESTS),
     ("tree_shell", tree_shell::TESTS),
+    ("drill", drill::TESTS),
     ("history", history::TESTS),
     ("history_ranges", history::ranges::TESTS),
     ("history_moments", history::moments::TESTS),

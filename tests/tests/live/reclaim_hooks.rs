@@ -54,7 +54,7 @@ pub(crate) fn hook(scene: &mut Scene, name: &str, limit: &str, script: &str) -> 
     Ok(fs::write(CONFIG, config)?)
 }
 
-fn program(path: &str, script: &str) -> Result<()> {
+pub(crate) fn program(path: &str, script: &str) -> Result<()> {
     // Made anew: what is being executed cannot be written.
     let draft = format!("{path}.new");
     fs::write(&draft, format!("#!/bin/sh\n{script}\n"))?;

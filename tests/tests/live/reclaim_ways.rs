@@ -14,7 +14,18 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_posix_lock_is_refused_without_a_method_and_ended_with_its_process).needs(BPF),
     once!(a_holder_that_will_not_end_is_killed).needs(BPF),
     once!(no_more_holders_are_ended_than_it_takes).needs(BPF),
-    once!(a_mapping_ends_with_its_process_and_in_no_other_way).needs(BPF),
+    once!(a_mapping_ends_with_its_process_and_in_no_other_way).needs(&[
+        "root",
+        "mounts",
+        "iter/task_file",
+        "iter/task_vma",
+    ]),
+    once!(a_mapping_that_cannot_be_found_is_refused).needs(&[
+        "root",
+        "mounts",
+        "iter/task_file",
+        "no-iter/task_vma",
+    ]),
     once!(a_registered_file_ends_with_its_process_and_in_no_other_way).needs(&[
         "root",
         "iter/task_file",
@@ -166,16 +177,29 @@ fn no_more_holders_are_ended_than_it_takes(scene: &mut Scene) -> Result<()> {
     )
 }
 
+/// `owner` is dead; `heir` has nothing but a mapping of `lock`.
+const MAPPED: &str = "
+    start owner
+    owner: open a lock
+    owner: flock a ex
+    owner: map a
+    owner: fork heir
+    heir: close a
+    owner: die KILL";
+
+fn a_mapping_that_cannot_be_found_is_refused(scene: &mut Scene) -> Result<()> {
+    scene.play(MAPPED)?;
+    for more in [&[][..], &["--method", "fd"], &["--method", "inject"], &["--method", "signal"]] {
+        let (code, account) = execute(scene, more)?;
+        same!("exit code", code, Some(1));
+        same!("reason", text(&account, "/refusals/0/reason")?, "no_way");
+    }
+    let report = scene.scan()?;
+    report.only_lock_on(&scene.file("lock")?)?.is("orphaned/unaccounted")
+}
+
 fn a_mapping_ends_with_its_process_and_in_no_other_way(scene: &mut Scene) -> Result<()> {
-    scene.play(
-        "start owner
-         owner: open a lock
-         owner: flock a ex
-         owner: map a
-         owner: fork heir
-         heir: close a
-         owner: die KILL",
-    )?;
+    scene.play(MAPPED)?;
     let report = scene.scan()?;
     let lock = report.only_lock_on(&scene.file("lock")?)?;
     lock.is("orphaned/mmap")?;

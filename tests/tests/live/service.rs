@@ -14,6 +14,7 @@ use crate::stories::{HELD, LEAKED};
 
 pub(crate) const TESTS: &[Test] = &[
     once!(a_second_daemon_is_told_who_runs).needs(NEEDS),
+    once!(a_manager_that_does_not_listen_stops_nothing).needs(NEEDS),
     once!(the_kernel_goes_on_recording_while_no_daemon_runs).needs(NEEDS),
     once!(numbers_of_events_go_on_after_a_kill).needs(NEEDS),
     once!(detaching_takes_everything_away).needs(NEEDS),
@@ -44,6 +45,20 @@ fn a_second_daemon_is_told_who_runs(scene: &mut Scene) -> Result<()> {
     ensure!(line.contains(&format!("(pid {})", first.pid())), "said {line:?}");
     first.stop()?;
     house.start(scene, &[])?.stop()?;
+    Ok(())
+}
+
+fn a_manager_that_does_not_listen_stops_nothing(scene: &mut Scene) -> Result<()> {
+    let house = House::build(scene)?;
+    house.configure(QUICK)?;
+    house.deafen_manager()?;
+    let mut daemon = house.launch(scene, &[])?;
+    daemon.expect("started", |_| true)?;
+    scene.play(LEAKED)?;
+    daemon.expect("orphaned", on(scene, "lock")?)?;
+    scene.play("heir: exit 0")?;
+    daemon.expect("recovered", on(scene, "lock")?)?;
+    daemon.stop()?;
     Ok(())
 }
 

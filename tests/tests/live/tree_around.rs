@@ -1,34 +1,32 @@
-//! The tree around its files: who may see them, where it is mounted, and what hooks have to say to a
-//! release.
+//! The tree around its files: who may see them, and where it is mounted.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lockwatch_tests::harness::daemon::House;
-use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 
 use crate::stories::LEAKED;
-use crate::tree::{Garden, LEAKED_CONF, NEEDS, QUICK};
+use crate::tree::{Garden, NEEDS, QUICK};
 
-const WITH_HOOKS: &[&str] =
-    &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "pidfd_getfd", "kcmp", "program:sh"];
 const AND_NOBODY: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "nobody"];
 
 pub(crate) const TESTS: &[Test] = &[
     once!(others_see_what_they_could_see_anyway_and_write_nothing).needs(AND_NOBODY),
     once!(the_tree_is_mounted_over_what_a_killed_daemon_left).needs(NEEDS),
+    once!(the_tree_goes_with_the_daemon_and_takes_its_folder_along).needs(NEEDS),
     once!(a_mount_point_in_use_is_refused_in_one_line).needs(NEEDS),
     once!(without_a_device_the_watch_goes_on_where_it_may).needs(NEEDS),
     once!(an_unmounted_tree_does_not_end_the_watch).needs(NEEDS),
-    once!(a_zero_drains_releases_verifies_and_resumes).needs(WITH_HOOKS),
-    once!(a_drain_that_fails_cancels_the_release).needs(WITH_HOOKS),
 ];
 
 /// Makes "nobody" of the calling thread alone.
-fn become_nobody() -> Result<()> {
+pub(crate) fn become_nobody() -> Result<()> {
     use lockwatch_tests::harness::invocation::NOBODY;
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     let (uid, gid) = (rustix::fs::Uid::from_raw(NOBODY), rustix::fs::Gid::from_raw(NOBODY));
@@ -123,6 +121,23 @@ fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Resu
     Ok(())
 }
 
+fn the_tree_goes_with_the_daemon_and_takes_its_folder_along(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let mut events = File::open(garden.path("events"))?;
+    let state = File::open(garden.path("locks/guarded/state"))?;
+    let reader = std::thread::spawn(move || events.read(&mut [0; 100]).map(drop));
+    std::thread::sleep(Duration::from_millis(100));
+    let (path, started) = (garden.path(""), Instant::now());
+    garden.daemon.stop()?;
+    let Ok(Err(error)) = reader.join() else { bail!("the reader got something") };
+    ensure!(started.elapsed() < patience::stretched(Duration::from_secs(3)), "it took too long");
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV, libc::EIO].map(Some);
+    ensure!(dead.contains(&error.raw_os_error()), "the reader got {error}");
+    ensure!(state.read_at(&mut [0; 9], 0).is_err(), "a file of a tree that is gone can be read");
+    ensure!(!path.try_exists()?, "the mount point was made, and is still there");
+    Ok(())
+}
+
 fn a_mount_point_in_use_is_refused_in_one_line(scene: &mut Scene) -> Result<()> {
     let house = House::build(scene)?;
     let required = format!("{QUICK}\ntree = \"required\"");
@@ -185,60 +200,6 @@ fn an_unmounted_tree_does_not_end_the_watch(scene: &mut Scene) -> Result<()> {
     scene.play(LEAKED)?;
     let path = scene.path_text("lock")?;
     garden.daemon.expect("orphaned", |event| event["lock"]["file"]["path"] == path.as_str())?;
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// The programs of hooks in the house: each says in `hooks.log` that it ran, and ends as told.
-fn hooks(house: &House, drain: i32) -> Result<String> {
-    let log = house.path("hooks.log");
-    let mut lines = String::new();
-    for (name, code) in [("drain", drain), ("canary", 0), ("resume", 0)] {
-        let program = house.path(name);
-        fs::write(&program, format!("#!/bin/sh\necho {name} >> {}\nexit {code}\n", log.display()))?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        lines.push_str(&format!("{name} = {{ run = [\"{}\"] }}\n", program.display()));
-    }
-    Ok(lines)
-}
-
-fn with_hooks(scene: &mut Scene, drain: i32) -> Result<Garden> {
-    let path = scene.path("lock.conf");
-    fs::write(&path, "x").context("the watched file")?;
-    let house = House::build(scene)?;
-    let hooks = hooks(&house, drain)?;
-    house.configure(&format!(
-        "{QUICK}\n[reclaim]\nmode = \"report\"\naudit = \"{}\"\n[[watch]]\nname = \"guarded\"\n\
-         path = \"{}\"\nreclaim = true\n{hooks}",
-        house.path("audit.jsonl").display(),
-        path.display()
-    ))?;
-    let daemon = house.start(scene, &[])?;
-    let garden = Garden { house, daemon };
-    scene.play(LEAKED_CONF)?;
-    garden.until("locks/guarded/state", "orphaned")?;
-    same!("the switch", garden.write("reclaim_enabled", "1\n")?, None);
-    Ok(garden)
-}
-
-fn a_zero_drains_releases_verifies_and_resumes(scene: &mut Scene) -> Result<()> {
-    let garden = with_hooks(scene, 0)?;
-    same!("release", garden.write("locks/guarded/conf_locked", "0\n")?, None);
-    same!("locked", garden.value("locks/guarded/locked")?, "0\n");
-    same!("hooks", fs::read_to_string(garden.house.path("hooks.log"))?, "drain\ncanary\nresume\n");
-    // The holder lives on.
-    scene.direct("heir: comm alive")?;
-    same!("again", garden.write("locks/guarded/conf_locked", "0\n")?, None);
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn a_drain_that_fails_cancels_the_release(scene: &mut Scene) -> Result<()> {
-    let garden = with_hooks(scene, 7)?;
-    let errno = garden.write("locks/guarded/conf_locked", "0\n")?;
-    same!("release", errno, Some(libc::ECANCELED));
-    same!("locked", garden.value("locks/guarded/locked")?, "1\n");
-    same!("hooks", fs::read_to_string(garden.house.path("hooks.log"))?, "drain\nresume\n");
     garden.daemon.stop()?;
     Ok(())
 }

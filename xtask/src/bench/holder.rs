@@ -54,9 +54,12 @@ pub(crate) enum Work {
     Sender,
     /// No lock that stays: flock and unlock in turn, for so many milliseconds.
     Pairs,
+    /// One flock, on the file with this number, that a child has when this process is killed a moment
+    /// later.
+    Leak,
 }
 
-const WORKS: [(&str, Work); 10] = [
+const WORKS: [(&str, Work); 11] = [
     ("mix", Work::Mix),
     ("flocks", Work::Flocks),
     ("shared-flocks", Work::SharedFlocks),
@@ -67,6 +70,7 @@ const WORKS: [(&str, Work); 10] = [
     ("in-flight", Work::InFlight),
     ("sender", Work::Sender),
     ("pairs", Work::Pairs),
+    ("leak", Work::Leak),
 ];
 
 impl Work {
@@ -109,6 +113,9 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
         unseen::send_locked(count, &folder)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if work == Work::Leak {
+        leak(&folder.join(count.to_string()))?;
+    }
     let files = take(work, count, &folder)?;
     say(READY)?;
     let mut rest = Vec::new();
@@ -133,7 +140,7 @@ pub(crate) fn descriptors(work: Work, count: usize) -> u64 {
     let files = match work {
         Work::Mix => count.div_ceil(LOCKS_PER_FILE),
         Work::Flocks | Work::SharedFlocks | Work::Posix | Work::Sockets | Work::Sender => count,
-        Work::PosixRanges | Work::Pairs | Work::Mappings | Work::InFlight => 1,
+        Work::PosixRanges | Work::Pairs | Work::Mappings | Work::InFlight | Work::Leak => 1,
     };
     files as u64 + SPARE_DESCRIPTORS
 }
@@ -171,8 +178,17 @@ fn take(work: Work, count: usize, folder: &Path) -> Result<Vec<File>> {
         Work::Sockets => unseen::sockets(count),
         Work::Mappings => unseen::mappings(count, &numbered(0)),
         Work::InFlight => unseen::in_flight(count, folder),
-        Work::Pairs | Work::Sender => Ok(Vec::new()),
+        Work::Pairs | Work::Sender | Work::Leak => Ok(Vec::new()),
     }
+}
+
+/// Leaves a lock to a child that knows nothing of it.
+fn leak(path: &Path) -> Result<()> {
+    let file = flocked(path, FlockOperation::NonBlockingLockExclusive)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).context("leaking a descriptor")?;
+    std::process::Command::new("sleep").arg("1.5").spawn().context("a child")?;
+    std::thread::sleep(Duration::from_millis(20));
+    rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).context("dying")
 }
 
 fn mixed(path: &Path, locks: usize) -> Result<File> {

@@ -27,6 +27,11 @@ pub(super) struct Holders {
 }
 
 impl Crowd {
+    /// The crowd of a cell of the table.
+    pub(super) fn of_a_cell(locks: usize, processes: usize) -> Self {
+        Self { work: Work::of_a_cell(locks.div_ceil(processes)), locks, processes }
+    }
+
     /// Starts the processes and waits until every lock is held. Files go below `folder`.
     pub(super) fn start(self, folder: &Path) -> Result<Holders> {
         let limit = holder::descriptor_limit();
@@ -87,6 +92,16 @@ fn rate(line: &str) -> Option<f64> {
     let (pairs, nanoseconds) = line.split_once(' ')?;
     let (pairs, nanoseconds): (f64, f64) = (pairs.parse().ok()?, nanoseconds.parse().ok()?);
     (nanoseconds > 0.0).then_some(pairs * 1e9 / nanoseconds)
+}
+
+/// One that takes a lock, leaks the descriptor to a child, and is killed.
+pub(super) fn leak(folder: &Path, number: usize) -> Result<Child> {
+    spawn(Work::Leak, number, folder)
+}
+
+/// One that takes and gives up a lock without a pause, until it is killed.
+pub(super) fn busy(folder: &Path) -> Result<Child> {
+    spawn(Work::Pairs, usize::MAX >> 12, folder)
 }
 
 /// The locks of each process, as even as they can be.

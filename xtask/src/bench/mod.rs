@@ -3,6 +3,7 @@
 //! A goal that is missed is a result, not a failure. Fails only where it could not measure.
 
 mod contender;
+mod daemon;
 mod folder;
 mod goals;
 pub(crate) mod holder;
@@ -44,6 +45,8 @@ pub(crate) enum Subject {
     Overhead(overhead::OverheadArgs),
     /// `lockwatch reclaim --execute` of an orphan that one process keeps
     Reclaim(reclaim::ReclaimArgs),
+    /// How soon the daemon tells of an orphan, and its memory and processor time
+    Daemon(daemon::DaemonArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -69,6 +72,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
         Subject::Scan(args) => args,
         Subject::Overhead(args) => return overhead::run(args),
         Subject::Reclaim(args) => return reclaim::run(args),
+        Subject::Daemon(args) => return daemon::run(args),
     };
     let binary = match &args.binary {
         Some(binary) => {

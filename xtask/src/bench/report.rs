@@ -9,8 +9,8 @@ use super::goals::{self, Goal, Ratio};
 use super::machine::Machine;
 use super::measure::Stats;
 use super::scenario::{
-    Beside, Cell, IN_FLIGHT, Idle, LSLOCKS_BOUND, MAPPINGS, OneFile, Pairs, Peer, SOCKETS, Scans,
-    Unseen,
+    AROUND, Beside, Cell, IN_FLIGHT, Idle, LSLOCKS_BOUND, MANY, MAPPINGS, OneFile, Pairs, Peer,
+    SOCKETS, Scans, Unseen,
 };
 use super::table::{Style, Table, count, megabytes, time, times};
 
@@ -57,6 +57,8 @@ impl Results {
             "one_file": self.one_file.iter().map(one_file_json).collect::<Vec<_>>(),
             "idle": {"bpf": scans_json(&self.idle.bpf), "procfs": scans_json(&self.idle.procfs)},
             "unseen": {
+                "idle": scans_json(&self.unseen.idle),
+                "many": self.unseen.many.as_ref().map(scans_json),
                 "alone": scans_json(&self.unseen.alone),
                 "around": scans_json(&self.unseen.around),
                 "in_flight": scans_json(&self.unseen.in_flight),
@@ -198,17 +200,24 @@ impl Results {
 
     fn unseen(&self) -> Table {
         let mut table = Table::new(
-            "What no fd table shows (bpf, beside 10,000 locks)",
-            &["beside the locks", "median", "min", "cpu", "peak memory"],
+            "What no fd table shows (bpf)",
+            &["locks", "beside them", "median", "min", "cpu", "peak memory"],
         );
         let sockets = format!("{} sockets, {} mappings", count(SOCKETS), count(MAPPINGS));
-        let orphans = format!("and {} orphans in flight", count(IN_FLIGHT));
-        let Unseen { alone, around, in_flight, .. } = &self.unseen;
-        for (what, scans) in
-            [("nothing".to_owned(), alone), (sockets, around), (orphans, in_flight)]
-        {
+        let orphans = format!("{sockets}, {} orphans in flight", count(IN_FLIGHT));
+        let Unseen { idle, alone, around, in_flight, many, .. } = &self.unseen;
+        let rows = [
+            (0, sockets.as_str(), Some(idle)),
+            (AROUND.locks, "nothing", Some(alone)),
+            (AROUND.locks, &sockets, Some(around)),
+            (AROUND.locks, &orphans, Some(in_flight)),
+            (MANY, &sockets, many.as_ref()),
+        ];
+        for (locks, what, scans) in rows {
+            let Some(scans) = scans else { continue };
             table.row([
-                what,
+                count(locks),
+                what.to_owned(),
                 time(scans.seconds.median),
                 time(scans.seconds.least),
                 time(scans.cpu),
@@ -216,7 +225,7 @@ impl Results {
             ]);
         }
         table.note(format!(
-            "What is in flight must be seen twice: the last row holds a wait of {}.",
+            "What is in flight must be seen twice: the row with orphans holds a wait of {}.",
             time(goals::GRACE)
         ));
         table

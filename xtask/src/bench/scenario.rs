@@ -27,8 +27,11 @@ const LSLOCKS_PAUSE: Duration = Duration::from_secs(1);
 /// How many locks the one-file comparisons make.
 const RANGES: usize = 10_000;
 const SHARED: usize = 2_000;
+/// The numbers of locks that the goals speak of.
+pub(super) const MANY: usize = 100_000;
+pub(super) const FEWER: usize = 10_000;
 /// What is around while pairs are counted.
-const AROUND: Crowd = Crowd { work: Work::Mix, locks: 10_000, processes: 20 };
+pub(super) const AROUND: Crowd = Crowd { work: Work::Mix, locks: FEWER, processes: 20 };
 
 /// How much is measured.
 pub(super) struct Extent {
@@ -44,7 +47,7 @@ pub(super) struct Extent {
 
 impl Extent {
     pub(super) const FULL: Self = Self {
-        locks: &[1_000, 10_000, 100_000],
+        locks: &[1_000, FEWER, MANY],
         processes: &[1, 20, 200],
         bpf_runs: 5,
         procfs_runs: 3,
@@ -54,7 +57,7 @@ impl Extent {
         pairs: Duration::from_secs(3),
     };
     pub(super) const QUICK: Self = Self {
-        locks: &[1_000, 10_000],
+        locks: &[1_000, FEWER],
         bpf_runs: 3,
         procfs_runs: 2,
         linear_runs: 3,
@@ -114,14 +117,18 @@ pub(super) struct Idle {
     pub(super) others: f64,
 }
 
-/// What no fd table shows, around and in flight, while a machine has [`AROUND`]'s locks.
+/// What no fd table shows, around and in flight.
 pub(super) struct Unseen {
-    /// The locks alone.
+    /// So many sockets and mappings, and no lock.
+    pub(super) idle: Scans,
+    /// [`AROUND`]'s locks alone.
     pub(super) alone: Scans,
     /// With so many sockets and mappings around.
     pub(super) around: Scans,
     /// With so many orphans in flight besides.
     pub(super) in_flight: Scans,
+    /// [`MANY`] locks in the most processes of [`Extent`], with the sockets and mappings around.
+    pub(super) many: Option<Scans>,
     pub(super) others: f64,
 }
 
@@ -168,8 +175,7 @@ impl Bench<'_> {
     fn cell(&self, locks: usize, processes: usize) -> Result<Cell> {
         let step = Step::start(format!("{locks} locks in {}", in_words(processes)));
         let folder = self.folder.below(&format!("mix-{locks}-{processes}"));
-        let work = Work::of_a_cell(locks.div_ceil(processes));
-        let holders = Crowd { work, locks, processes }.start(&folder)?;
+        let holders = Crowd::of_a_cell(locks, processes).start(&folder)?;
         let others = machine::quiet()?;
         for source in [Source::Bpf, Source::Procfs] {
             self.lockwatch.check(source, &folder, locks)?;
@@ -255,7 +261,7 @@ impl Bench<'_> {
         let step = Step::start("sockets, mappings and locks in flight");
         let folder = self.folder.below("unseen");
         let runs = self.extent.linear_runs;
-        let _locks = AROUND.start(&folder.join("locks"))?;
+        let locks = AROUND.start(&folder.join("locks"))?;
         let others = machine::quiet()?;
         let alone = self.scans(Source::Bpf, runs)?;
         let crowd = |work, locks, processes| Crowd { work, locks, processes };
@@ -263,11 +269,20 @@ impl Bench<'_> {
         let _mappings = crowd(Work::Mappings, MAPPINGS, 1).start(&folder.join("mappings"))?;
         let around = self.scans(Source::Bpf, runs)?;
         let orphans = folder.join("orphans");
-        let _in_flight = crowd(Work::InFlight, IN_FLIGHT, 1).start(&orphans)?;
+        let flying = crowd(Work::InFlight, IN_FLIGHT, 1).start(&orphans)?;
         self.lockwatch.check(Source::Bpf, &orphans, IN_FLIGHT)?;
         let in_flight = self.scans(Source::Bpf, runs)?;
+        drop((flying, locks));
+        let idle = self.scans(Source::Bpf, runs)?;
+        let many = if self.extent.locks.contains(&MANY) {
+            let processes = self.extent.processes.last().copied().unwrap_or(1);
+            let _many = Crowd::of_a_cell(MANY, processes).start(&folder.join("many"))?;
+            Some(self.scans(Source::Bpf, self.extent.bpf_runs)?)
+        } else {
+            None
+        };
         step.done(&format!("{:.0} ms with orphans", in_flight.seconds.median * 1e3));
-        Ok(Unseen { alone, around, in_flight, others })
+        Ok(Unseen { idle, alone, around, in_flight, many, others })
     }
 
     fn scans(&self, source: Source, runs: usize) -> Result<Scans> {

@@ -7,9 +7,6 @@ mod keeper;
 mod places;
 mod release;
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,23 +14,21 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use self::keeper::{Keeper, Switches};
-use self::release::Surroundings;
+use super::reclaims::Job;
 use crate::config::{Config, Mode, TreeWanted};
 use crate::engine::identity::BootTime;
 use crate::engine::input::{Input, Watched};
+use crate::engine::reclaim::progress::Reclaimed;
 use crate::engine::view::View;
 use crate::machine;
 use crate::sink::clock::Clock;
 use crate::sink::fuse::{self, Options, Reply, Request};
 use crate::sink::tree::command::{Aim, Command, Refusal};
-use crate::sink::tree::folder::Target;
 
 /// The tree, if there is one.
 pub(super) struct Tree {
     keeper: Option<Keeper>,
     requests: mpsc::UnboundedReceiver<Request>,
-    releases: (mpsc::UnboundedSender<Released>, mpsc::UnboundedReceiver<Released>),
-    surroundings: Surroundings,
     switches: Switches,
     /// Who waits for a reading that is begun at that moment or later.
     reconciling: Vec<(BootTime, Reply)>,
@@ -54,19 +49,24 @@ pub(super) enum Wanted {
     Written(Request),
     /// A reading.
     Reading,
-    /// A release has ended.
-    Released(Released),
 }
 
-/// A release that has ended, and who waits for that.
-pub(super) struct Released(Reply, Result<(), Refusal>);
+/// What follows from something that was written.
+pub(super) enum Obeyed {
+    /// The engine must be told.
+    Input(Box<Input>),
+    /// Something must be reclaimed, for whom the reply is.
+    Reclaim(Job<Option<Reply>>),
+    /// Nothing.
+    Done,
+}
 
 impl Tree {
     /// Mounts it, as far as the configuration wants it.
     ///
     /// # Errors
     /// Where there must be a tree and cannot.
-    pub(super) fn grow(config: &Config, file: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn grow(config: &Config) -> anyhow::Result<Self> {
         let (ask, requests) = mpsc::unbounded_channel();
         let keeper = match config.tree {
             TreeWanted::Off => None,
@@ -87,11 +87,6 @@ impl Tree {
         Ok(Self {
             keeper,
             requests,
-            releases: mpsc::unbounded_channel(),
-            surroundings: Surroundings {
-                config: file.map(Path::to_owned),
-                state_dir: config.state_dir.clone(),
-            },
             switches,
             reconciling: Vec::new(),
             shown: None,
@@ -120,8 +115,6 @@ impl Tree {
                 Some(request) => Wanted::Written(request),
                 None => std::future::pending().await,
             },
-            // This side keeps a sender: there is always one more to come.
-            Some(released) = self.releases.1.recv() => Wanted::Released(released),
             () = tokio::time::sleep_until((self.shown_at + BEHIND_AT_MOST).into()), if is_due => {
                 self.is_behind = false;
                 Wanted::Reading
@@ -129,66 +122,53 @@ impl Tree {
         }
     }
 
-    /// Takes what was written; gives what the engine must be told for it.
-    pub(super) fn obey(&mut self, request: Request, now: BootTime) -> Option<Input> {
+    /// Takes what was written; gives what follows from it.
+    pub(super) fn obey(&mut self, request: Request, now: BootTime) -> Obeyed {
         let Request { command, reply } = request;
         match command {
             Command::Gc => {
                 self.reconciling.push((now, reply));
-                return Some(Input::Reconcile);
+                Obeyed::Input(Box::new(Input::Reconcile))
             }
             Command::GcInterval(ms) => {
                 self.switches.gc_interval_ms = ms;
                 self.show_again();
                 self.answer(reply, Ok(()));
-                return Some(Input::GcInterval(ms.saturating_mul(1_000_000)));
+                Obeyed::Input(Box::new(Input::GcInterval(ms.saturating_mul(1_000_000))))
             }
             Command::ReclaimEnabled(on) => {
                 self.switches.reclaim_enabled = on;
                 self.show_again();
                 self.answer(reply, Ok(()));
+                Obeyed::Input(Box::new(Input::ReclaimEnabled(on)))
             }
             Command::Release(aim) => self.release(&aim, false, reply),
             Command::ForceUnlock(aim) => self.release(&aim, true, reply),
         }
-        None
     }
 
-    /// Has a release carried out on a thread of its own.
-    fn release(&self, aim: &Aim, force: bool, reply: Reply) {
-        let watched = self.shown.iter().flat_map(|(_, watched)| watched.iter());
-        let path = |name: &str| watched.clone().find(|watch| watch.name == name).map(|w| &w.path);
-        let subjects: Vec<OsString> = match &aim.target {
-            // All its orphans at once, with its hooks around them.
-            Target::Watch(name) if !force => {
-                path(name).map(|path| OsString::from_vec(path.to_vec())).into_iter().collect()
-            }
-            _ => aim.locks.iter().map(|lock| lock.to_string().into()).collect(),
-        };
-        let (send, surroundings) = (self.releases.0.clone(), self.surroundings.clone());
-        let run = move || {
-            let outcome = release::release(&subjects, force, &surroundings);
-            // Where nobody receives any more, the daemon ends, and everybody gets an error.
-            let _ = send.send(Released(reply, outcome));
-        };
-        if let Err(error) = std::thread::Builder::new().name("release".into()).spawn(run) {
-            log::error!("starting the thread of a release: {error}");
+    /// Shows that there were too many reclaims.
+    pub(super) fn switch_off(&mut self) {
+        self.switches.reclaim_enabled = false;
+        self.show_again();
+    }
+
+    fn release(&self, aim: &Aim, force: bool, reply: Reply) -> Obeyed {
+        // It was switched off after the tree had let it pass.
+        if !self.switches.reclaim_enabled {
+            self.answer(reply, Err(Refusal::NotPermitted));
+            return Obeyed::Done;
         }
+        let watched = self.shown.as_ref().map_or(&[][..], |(_, watched)| watched);
+        Obeyed::Reclaim(release::job(aim, force, watched, Some(reply)))
     }
 
-    /// Takes the end of a release; gives what the engine must be told for it. Whoever waits is told
-    /// when the tree shows it.
-    pub(super) fn released(&mut self, released: Released, now: BootTime) -> Option<Input> {
-        let Released(reply, outcome) = released;
-        match outcome {
-            Ok(()) => {
-                self.reconciling.push((now, reply));
-                Some(Input::Reconcile)
-            }
-            Err(refusal) => {
-                self.answer(reply, Err(refusal));
-                None
-            }
+    /// Takes the end of a release; whoever waits is told when the tree shows it.
+    pub(super) fn released(&mut self, reclaimed: &Reclaimed, reply: Reply, now: BootTime) {
+        match release::answer(reclaimed, self.switches.reclaim_enabled) {
+            // The engine asks for a reading when it hears of the end.
+            Ok(()) => self.reconciling.push((now, reply)),
+            Err(refusal) => self.answer(reply, Err(refusal)),
         }
     }
 

@@ -1,105 +1,99 @@
-//! Carries a release out that was written into the tree: as a run of `lockwatch reclaim`.
-//!
-//! Refuses to do it in this process: what is fetched for a release would be held by the daemon for
-//! that moment, and a stuck hook would be a stuck daemon. The run plans with its own eyes, and is on
-//! record like any other.
+//! What a release that was written into the tree asks for, and what its writer is told.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::os::unix::ffi::OsStringExt as _;
 
-use serde::Deserialize;
+use crate::daemon::reclaims::Job;
+use crate::engine::input::{FileId, Watched};
+use crate::engine::reclaim::progress::{Asker, Ending, Reclaimed};
+use crate::sink::tree::command::{Aim, Refusal};
+use crate::sink::tree::folder::Target;
 
-use crate::look::STATE_DIR;
-use crate::sink::tree::command::Refusal;
-
-/// This program, also where its file has been replaced since.
-const OWN_PROGRAM: &str = "/proc/self/exe";
-
-/// What every run needs to know.
-#[derive(Clone, Debug)]
-pub(super) struct Surroundings {
-    /// The configuration, where it is not the default one.
-    pub(super) config: Option<PathBuf>,
-    /// Where the history is.
-    pub(super) state_dir: PathBuf,
-}
-
-/// What of a run's account matters here.
-#[derive(Debug, Deserialize)]
-struct Account {
-    refusals: Vec<serde_json::Value>,
-    hooks: Vec<Hook>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Hook {
-    hook: String,
-    ok: bool,
-}
-
-/// Releases what each subject names, a path or the id of a lock, and waits for it.
-pub(super) fn release(
-    subjects: &[OsString],
-    force: bool,
-    surroundings: &Surroundings,
-) -> Result<(), Refusal> {
-    // Of nothing at all nothing can be verified.
-    if subjects.is_empty() {
-        return Err(Refusal::Unverified);
-    }
-    subjects.iter().try_for_each(|subject| one(subject, force, surroundings))
-}
-
-fn one(subject: &OsString, force: bool, surroundings: &Surroundings) -> Result<(), Refusal> {
-    let mut command = Command::new(OWN_PROGRAM);
-    command.args(["reclaim", "--execute", "--json"]).stdin(Stdio::null());
-    if force {
-        command.arg("--force");
-    }
-    if let Some(config) = &surroundings.config {
-        command.arg("--config").arg(Path::new(config));
-    }
-    command.env(STATE_DIR, &surroundings.state_dir).arg("--").arg(subject);
-    match command.output() {
-        Ok(output) if output.status.code() == Some(0) => Ok(()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            log::error!("a release asked for in the tree: {}: {}", output.status, said.trim_end());
-            Err(refusal(&output.stdout))
+/// The job of a release. All orphans of a watched file at once, with its hooks around them; what is
+/// forced, and what is on other files, each lock by its id.
+pub(super) fn job<T>(aim: &Aim, force: bool, watched: &[Watched], ticket: T) -> Job<T> {
+    let path = |name: &str| watched.iter().find(|watch| watch.name == name).map(|w| &w.path);
+    let subjects: Vec<OsString> = match &aim.target {
+        Target::Watch(name) if !force => {
+            path(name).map(|path| OsString::from_vec(path.to_vec())).into_iter().collect()
         }
-        Err(error) => {
-            log::error!("a release asked for in the tree: running `lockwatch reclaim`: {error}");
-            Err(Refusal::Unverified)
-        }
-    }
+        _ => aim.locks.iter().map(|lock| lock.to_string().into()).collect(),
+    };
+    let file = aim.locks.first().map(|lock| FileId { dev: lock.dev, ino: lock.ino });
+    Job { by: Asker::Tree, file, locks: aim.locks.clone(), subjects, force, ticket }
 }
 
-/// Why it was not done, from the run's account.
-fn refusal(account: &[u8]) -> Refusal {
-    match serde_json::from_slice::<Account>(account) {
-        Ok(Account { hooks, .. }) if hooks.iter().any(|hook| hook.hook == "drain" && !hook.ok) => {
-            Refusal::Cancelled
-        }
+/// What the writer is told.
+pub(super) fn answer(reclaimed: &Reclaimed, is_allowed: bool) -> Result<(), Refusal> {
+    let done = &reclaimed.done;
+    let is_refused =
+        |ending: &Ending| matches!(ending, Ending::Failed { result, .. } if result == "refused");
+    if done.hooks.iter().any(|hook| hook.hook == "drain" && !hook.ok) {
+        Err(Refusal::Cancelled)
+    } else if done.outcomes.iter().any(|ended| is_refused(&ended.ending)) {
         // What was planned for is not so any more: somebody holds it by right.
-        Ok(Account { refusals, .. }) if !refusals.is_empty() => Refusal::Busy,
-        _ => Refusal::Unverified,
+        Err(Refusal::Busy)
+    } else if reclaimed.error.is_none() && done.is_success() {
+        Ok(())
+    } else if !is_allowed {
+        Err(Refusal::NotPermitted)
+    } else {
+        Err(Refusal::Unverified)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::id::LockId;
+    use crate::engine::identity::{Access, Dev, LockKind, Range};
+    use crate::engine::input::LockName;
+    use crate::engine::reclaim::progress::{Done, Ended, HookEnd};
+
+    fn reclaimed(ending: Ending, hook: Option<(&str, bool)>) -> Reclaimed {
+        let dev = Dev { major: 1, minor: 2 };
+        let lock = LockName {
+            id: LockId { dev, ino: 5, hash: 7, long: false },
+            file: FileId { dev, ino: 5 },
+            kind: LockKind::Flock,
+            access: Access::Write,
+            range: Range::WHOLE,
+        };
+        let hook = hook.map(|(name, ok)| HookEnd {
+            hook: name.into(),
+            ok,
+            status: "exited with 1".into(),
+            said: String::new(),
+            took: 1,
+        });
+        let ended = Ended { lock, path: None, method: None, ending, took: None };
+        let done = Done { outcomes: vec![ended], hooks: hook.into_iter().collect() };
+        Reclaimed { by: Asker::Tree, file: None, locks: Vec::new(), done, error: None }
+    }
 
     #[test]
-    fn why_it_was_not_done_is_told_by_the_account() {
-        let failed = br#"{"refusals":[],"hooks":[{"hook":"drain","ok":false}],"plans":[]}"#;
-        assert_eq!(refusal(failed), Refusal::Cancelled);
-        let refused = br#"{"refusals":[{"lock":"x"}],"hooks":[]}"#;
-        assert_eq!(refusal(refused), Refusal::Busy);
-        let canary =
-            br#"{"refusals":[],"hooks":[{"hook":"drain","ok":true},{"hook":"canary","ok":false}]}"#;
-        assert_eq!(refusal(canary), Refusal::Unverified);
-        assert_eq!(refusal(b"no account"), Refusal::Unverified);
+    fn why_it_was_not_done_is_told_by_what_came_of_it() {
+        let released = || Ending::Released { taken_by: Vec::new() };
+        let failed = |result: &str| Ending::Failed { result: result.into(), why: "x".into() };
+        let race = || Ending::Race { race: "gone".into(), why: "x".into() };
+        for (ending, hook, expected) in [
+            (released(), None, Ok(())),
+            (released(), Some(("resume", true)), Ok(())),
+            (released(), Some(("canary", false)), Err(Refusal::Unverified)),
+            (failed("not_tried"), Some(("drain", false)), Err(Refusal::Cancelled)),
+            (failed("refused"), None, Err(Refusal::Busy)),
+            (failed("still_held"), None, Err(Refusal::Unverified)),
+            (race(), None, Err(Refusal::Unverified)),
+        ] {
+            assert_eq!(answer(&reclaimed(ending.clone(), hook), true), expected, "{ending:?}");
+        }
+        assert_eq!(
+            answer(&reclaimed(failed("not_tried"), None), false),
+            Err(Refusal::NotPermitted)
+        );
+        let nothing = Reclaimed { done: Done::default(), ..reclaimed(released(), None) };
+        assert_eq!(answer(&nothing, true), Ok(()), "it was free by then");
+        let broken = Reclaimed { error: Some("x".into()), ..nothing };
+        assert_eq!(answer(&broken, true), Err(Refusal::Unverified));
     }
 }

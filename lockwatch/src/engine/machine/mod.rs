@@ -7,10 +7,12 @@
 //! in each table by a fixed number of entries; what had to be forgotten is told as `lost`.
 
 mod deadlocks;
+mod evicted;
 mod exit_races;
 mod handoffs;
 mod long_waits;
 mod orphans;
+mod reclaims;
 mod recycled;
 mod reorder;
 mod replaced;
@@ -21,10 +23,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use deadlocks::Deadlocks;
+use evicted::Evictions;
 use exit_races::ExitRaces;
 use handoffs::Handoffs;
 use long_waits::LongWaits;
 use orphans::Orphans;
+use reclaims::Reclaims;
 use recycled::Recycled;
 use reorder::{Record, Reorder};
 use replaced::Replaced;
@@ -41,6 +45,7 @@ use super::memory::Memory;
 use super::snapshot::Snapshot;
 use super::view::View;
 
+pub use evicted::WATCHED_FOR;
 pub use reorder::WINDOW as REORDER_WINDOW;
 
 /// Events that wait for the path of their file at once.
@@ -65,6 +70,10 @@ pub struct Engine {
     replaced: Replaced,
     deadlocks: Deadlocks,
     long_waits: LongWaits,
+    reclaims: Reclaims,
+    evictions: Evictions,
+    /// What is wanted besides events and readings.
+    wanted: Vec<Output>,
     /// What is not told yet, because the next reading may know the path.
     held: Vec<(BootTime, News)>,
     /// What the calendar's clock is ahead of the boot clock.
@@ -94,6 +103,9 @@ impl Engine {
             replaced: Replaced::default(),
             deadlocks: Deadlocks::default(),
             long_waits: LongWaits::default(),
+            reclaims: Reclaims::new(settings.reclaim.clone()),
+            evictions: Evictions::default(),
+            wanted: Vec::new(),
             held: Vec::new(),
             shift: None,
             lost: None,
@@ -115,6 +127,11 @@ impl Engine {
         Some(self.reorder.deadline().map_or(due, |record| record.min(due)))
     }
 
+    /// True once what the first readings found was reclaimed, as far as that is wanted and allowed.
+    pub fn is_swept(&self) -> bool {
+        self.reclaims.is_swept()
+    }
+
     /// How many entries it remembers besides the view. It stays below what the locks and waiters of
     /// the newest reading, the files that are watched, and fixed numbers add up to.
     pub fn remembered(&self) -> usize {
@@ -128,6 +145,8 @@ impl Engine {
             + self.replaced.remembered()
             + self.deadlocks.remembered()
             + self.long_waits.remembered()
+            + self.reclaims.remembered()
+            + self.evictions.remembered()
             + self.held.len()
             + self.attended.as_ref().map_or(0, Vec::len)
     }
@@ -142,6 +161,7 @@ impl Engine {
         self.settle(now.boot, &mut news);
         self.handoffs.expire(now.boot);
         self.exit_races.expire(now.boot);
+        self.reconsider |= self.evictions.expire(now.boot);
         let forgotten =
             self.handoffs.forgotten() + self.exit_races.forgotten() + self.recycled.forgotten();
         if forgotten > 0 {
@@ -159,6 +179,7 @@ impl Engine {
                 outputs.push(Output::Attend(attended));
             }
         }
+        outputs.append(&mut self.wanted);
         if self.schedule.poll(now.boot) {
             outputs.push(Output::Read);
         }
@@ -221,11 +242,28 @@ impl Engine {
             Input::Tick => return,
             Input::Reconcile => return self.schedule.at_once(now),
             Input::GcInterval(interval) => return self.schedule.reconcile_every(interval, now),
+            Input::ReclaimEnabled(on) => return self.allow(on, now),
+            Input::Planned(planned) => {
+                let scene = Scene { view: &self.view, watched: &self.watched };
+                return news.extend(self.reclaims.planned(planned, scene));
+            }
+            Input::Reclaimed(reclaimed) => {
+                let scene = Scene { view: &self.view, watched: &self.watched };
+                let by = reclaimed.by;
+                let ended = self.reclaims.ended(reclaimed, now, &mut self.schedule, scene);
+                for (about, evicted) in ended.released {
+                    self.evictions.begin(by, &about, &evicted, now);
+                    self.wanted.push(Output::WatchWrites(about.lock.file, evicted));
+                    self.reconsider = true;
+                }
+                return news.extend(ended.news);
+            }
             Input::PidReused(reused) => Record::PidReused(reused),
             Input::Ended(ended) => Record::Ended(ended),
             Input::Acquired(acquired) => Record::Acquired(acquired),
             Input::Released(released) => Record::Released(released),
             Input::Attempt(attempt) => Record::Attempt(attempt),
+            Input::Wrote(wrote) => Record::Wrote(wrote),
         };
         self.reorder.take(now, record);
     }
@@ -253,6 +291,11 @@ impl Engine {
                 Record::Acquired(acquired) => self.acquire(&acquired, now, news),
                 Record::Released(released) => self.release(&released, news),
                 Record::Attempt(attempt) => self.attempt(&attempt, now, news),
+                Record::Wrote(wrote) => {
+                    let scene = Scene { view: &self.view, watched: &self.watched };
+                    news.extend(self.evictions.wrote(&wrote, scene));
+                    self.reconsider = true;
+                }
             }
         }
     }
@@ -273,6 +316,7 @@ impl Engine {
     fn acquire(&mut self, acquired: &Acquired, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
         let races = self.handoffs.acquire(acquired, scene);
+        self.reconsider |= self.evictions.acquire(acquired);
         if self.settings.verbose {
             let by = Party::from(&acquired.by);
             let told = scene.recorded(&acquired.lock, Some((&acquired.by, acquired.at)), None);
@@ -352,11 +396,28 @@ impl Engine {
         news.extend(self.deadlocks.read(begun, grace, &mut self.schedule, scene));
         let threshold = self.settings.long_wait;
         news.extend(self.long_waits.read(begun, threshold, &mut self.schedule, scene));
+        let suspects = self.orphans.suspects();
+        let decision = self.reclaims.decide(begun, now, suspects, &mut self.schedule, scene);
+        news.extend(decision.news);
+        self.wanted.extend(decision.orders.into_iter().map(Output::Reclaim));
+        if decision.suspended {
+            self.wanted.push(Output::SwitchedOff);
+        }
+    }
+
+    fn allow(&mut self, on: bool, now: BootTime) {
+        self.reclaims.switch(on);
+        if on {
+            self.schedule.at_once(now);
+        } else {
+            self.wanted.push(Output::StopReclaims);
+        }
     }
 
     fn lose(&mut self, records: u64, now: BootTime) {
         let before = self.lost.map_or(0, |(records, _)| records);
         self.lost = Some((before.saturating_add(records), now));
+        self.evictions.lose();
         self.schedule.at_once(now);
     }
 
@@ -366,6 +427,7 @@ impl Engine {
     fn attention(&self) -> Vec<FileId> {
         let mut files: BTreeSet<FileId> = self.watched.keys().copied().collect();
         files.extend(self.orphans.files());
+        files.extend(self.evictions.files());
         files.into_iter().collect()
     }
 }

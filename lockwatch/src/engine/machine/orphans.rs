@@ -60,6 +60,11 @@ impl Orphans {
         self.announced.values().map(|orphan| orphan.told.lock.file)
     }
 
+    /// What may turn out to be an orphan, with the first reading that showed it so.
+    pub(super) fn suspects(&self) -> impl Iterator<Item = (&LockId, &BootTime)> {
+        self.suspects.iter()
+    }
+
     /// How many entries it has.
     pub(super) fn remembered(&self) -> usize {
         self.announced.len() + self.suspects.len() + self.ended.len()

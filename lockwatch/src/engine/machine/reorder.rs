@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::engine::identity::BootTime;
-use crate::engine::input::{Acquired, Attempt, Ended, PidReused, Released};
+use crate::engine::input::{Acquired, Attempt, Ended, PidReused, Released, Wrote};
 
 /// How much later than what it tells of a record may come and still be put in order, nanoseconds.
 /// A record gets its time before it gets its place in the ring, and may be interrupted in between.
@@ -22,6 +22,7 @@ pub(super) enum Record {
     Acquired(Acquired),
     Released(Released),
     Attempt(Attempt),
+    Wrote(Wrote),
 }
 
 impl Record {
@@ -32,6 +33,7 @@ impl Record {
             Self::Acquired(record) => record.at,
             Self::Released(record) => record.at,
             Self::Attempt(record) => record.at,
+            Self::Wrote(record) => record.at,
         }
     }
 }

@@ -61,7 +61,7 @@ impl Scene<'_> {
     /// A lock of the view.
     pub(super) fn told(&self, lock: &LockView) -> Told {
         let facts = self.view.lock(lock);
-        let name = name(self.view, lock);
+        let name = self.view.name(lock);
         let taken = facts.taken.as_ref();
         let recorded = match facts.acquirer {
             RecordedPid::Local(pid) => Some(Party::of(pid, self.view.acquirer(lock))),
@@ -115,18 +115,6 @@ impl Scene<'_> {
         let locks = self.view.on_file(file.dev, file.ino);
         let seen = locks.first().and_then(|lock| self.view.file(lock).path.clone());
         seen.or_else(|| self.watched.get(&file).map(|watched| watched.path.clone()))
-    }
-}
-
-/// A lock of the view, by name.
-pub(super) fn name(view: &View, lock: &LockView) -> LockName {
-    let facts = view.lock(lock);
-    LockName {
-        id: lock.id,
-        file: FileId { dev: lock.id.dev, ino: lock.id.ino },
-        kind: facts.kind,
-        access: facts.access,
-        range: facts.range,
     }
 }
 

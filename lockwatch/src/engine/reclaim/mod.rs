@@ -5,6 +5,7 @@
 
 pub mod outcome;
 pub mod plan;
+pub mod progress;
 pub mod recheck;
 pub mod refusal;
 mod words;

@@ -2,7 +2,10 @@
 //!
 //! Refuses to call a lock released that the kernel's tables were not seen without.
 
+use serde::{Deserialize, Serialize};
+
 use super::recheck::Race;
+use crate::engine::bytes;
 use crate::engine::id::LockId;
 use crate::engine::identity::Pid;
 
@@ -18,13 +21,15 @@ pub struct Step {
 }
 
 /// A process that has the lock now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Successor {
     /// The id of its lock.
     pub lock: LockId,
     /// Its pid as a reader knows it, where it is a local process.
     pub pid: Option<Pid>,
     /// Its command, where it could be read.
+    #[serde(with = "bytes::optional")]
     pub comm: Option<Box<[u8]>>,
 }
 

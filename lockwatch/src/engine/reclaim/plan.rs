@@ -5,16 +5,19 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::refusal::Refusal;
 use crate::engine::classify::{Confidence, Reason, State};
 use crate::engine::evidence::Evidence;
 use crate::engine::identity::{LockKind, Owner, Pid, ProcessId, RecordedPid};
-use crate::engine::input::{FileId, LockName};
+use crate::engine::input::LockName;
 use crate::engine::snapshot::{PlaceKind, Taken, Via};
 use crate::engine::view::{Holding, LockView, View};
 
 /// How a lock is released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Method {
     /// A holder's descriptor is fetched, and the description unlocked through it.
     Fd,
@@ -172,13 +175,7 @@ pub fn plan(
     }
     let file = view.file(lock);
     let mut plan = Plan {
-        lock: LockName {
-            id: lock.id,
-            file: FileId { dev: file.dev, ino: file.ino },
-            kind: facts.kind,
-            access: facts.access,
-            range: facts.range,
-        },
+        lock: view.name(lock),
         owner,
         acquirer: facts.acquirer,
         taken: facts.taken.clone(),

@@ -17,6 +17,8 @@ use crate::engine::event::{Event, Holding, Kind, Member, Party, Recovery, Told};
 use crate::engine::id::LockId;
 use crate::engine::identity::{Dev, Pid};
 use crate::engine::input::Outcome;
+use crate::engine::reclaim::Method;
+use crate::engine::reclaim::progress::HookEnd;
 use crate::engine::snapshot::Death;
 
 /// Writes an event and a newline, as JSON.
@@ -121,6 +123,38 @@ impl Serialize for Line<'_> {
                     members.iter().map(|member| Waiting::of(clock, member)).collect();
                 map.serialize_entry("members", &members)?;
             }
+            Kind::ReclaimPlanned { by, method, forced, through, warnings } => {
+                map.serialize_entry("by", by.name())?;
+                map.serialize_entry("method", method.name())?;
+                map.serialize_entry("forced", forced)?;
+                map.serialize_entry("through", &process(through))?;
+                map.serialize_entry("warnings", warnings)?;
+            }
+            Kind::ReclaimDone { by, method, taken_by, took, hooks } => {
+                let taken_by: Vec<_> = taken_by.iter().map(process).collect();
+                map.serialize_entry("by", by.name())?;
+                map.serialize_entry("method", method.name())?;
+                map.serialize_entry("taken_by", &taken_by)?;
+                map.serialize_entry("took_ns", took)?;
+                map.serialize_entry("hooks", &Hook::all(hooks))?;
+            }
+            Kind::ReclaimFailed { by, method, result, why, hooks } => {
+                map.serialize_entry("by", by.name())?;
+                map.serialize_entry("method", &method.map(Method::name))?;
+                map.serialize_entry("result", result)?;
+                map.serialize_entry("why", why)?;
+                map.serialize_entry("hooks", &Hook::all(hooks))?;
+            }
+            Kind::ReclaimRace { by, method, race, why, writer, hooks } => {
+                map.serialize_entry("by", by.name())?;
+                map.serialize_entry("method", &method.map(Method::name))?;
+                map.serialize_entry("race", race)?;
+                map.serialize_entry("why", why)?;
+                if let Some(writer) = writer {
+                    map.serialize_entry("writer", &process(writer))?;
+                }
+                map.serialize_entry("hooks", &Hook::all(hooks))?;
+            }
             Kind::Lost { records } => map.serialize_entry("records", records)?,
             Kind::AllClear => {}
             Kind::Acquired { by, at } => {
@@ -200,6 +234,28 @@ struct Waiting<'a> {
     #[serde(flatten)]
     process: Process<'a>,
     waits_for: Lock<'a>,
+}
+
+#[derive(Serialize)]
+struct Hook<'a> {
+    hook: &'a str,
+    ok: bool,
+    status: &'a str,
+    said: &'a str,
+    took_ns: u64,
+}
+
+impl<'a> Hook<'a> {
+    fn all(hooks: &'a [HookEnd]) -> Vec<Self> {
+        let hook = |end: &'a HookEnd| Self {
+            hook: &end.hook,
+            ok: end.ok,
+            status: &end.status,
+            said: &end.said,
+            took_ns: end.took,
+        };
+        hooks.iter().map(hook).collect()
+    }
 }
 
 impl<'a> Lock<'a> {

@@ -100,6 +100,34 @@ impl fmt::Display for Sentence<'_> {
                 }
                 Ok(())
             }
+            Kind::ReclaimPlanned { by, method, forced, through, warnings } => {
+                let forced = if *forced { "; forced" } else { "" };
+                let (by, method) = (by.name(), method.name());
+                write!(
+                    f,
+                    "to be released by {method} through {}, as the {by} asks{forced}",
+                    Name(through)
+                )?;
+                warnings
+                    .iter()
+                    .try_for_each(|warning| write!(f, "; {}", Escaped(warning.as_bytes())))
+            }
+            Kind::ReclaimDone { by: _, method, taken_by, took, hooks: _ } => {
+                write!(f, "released by {}, and seen to be gone", method.name())?;
+                if let Some(took) = took {
+                    write!(f, " after {}", Span(BootTime(0), BootTime(*took)))?;
+                }
+                taken_by.iter().try_for_each(|by| write!(f, "; {} has it now", Name(by)))
+            }
+            Kind::ReclaimFailed { by: _, method: _, result, why, hooks: _ } => {
+                write!(f, "{result}: {}", Escaped(why.as_bytes()))
+            }
+            Kind::ReclaimRace { writer: Some(writer), .. } => {
+                write!(f, "{}, which had lost it, wrote to the file", Name(writer))
+            }
+            Kind::ReclaimRace { by: _, method: _, race: _, why, writer: None, hooks: _ } => {
+                write!(f, "nothing was done: {}", Escaped(why.as_bytes()))
+            }
             Kind::Lost { records } => {
                 write!(f, "{records} records of the moment were lost; all was read anew")
             }

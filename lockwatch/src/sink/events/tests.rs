@@ -122,7 +122,7 @@ fn a_path_that_is_no_text_is_written_in_base64_too() {
 }
 
 /// What docs/events.md says of each kind, in its order.
-const KINDS: [(&str, &str); 15] = [
+const KINDS: [(&str, &str); 19] = [
     (
         "started",
         "The watch began. `continued` is true where the kernel went on recording since another daemon ended; `seq` then goes on, too, and `last_seq` says up to which number the daemon before had counted: an event up to there that nobody has was lost when that daemon was killed. What it told and still lasts is not told again.",
@@ -163,6 +163,22 @@ const KINDS: [(&str, &str); 15] = [
     (
         "deadlock",
         "Waiters that wait for each other, over FLOCK, OFDLCK and POSIX locks. Each member waits for a lock that the next one holds, the last for one of the first. Told once for each set of members, and again only after it was gone; it must be there in two readings a grace apart. Nobody outside of the members can release one of the locks, but for a parent that has the same descriptor and waits for its child, as a shell does that runs flock(1). Any thread of a process can release what the process holds, so a member is a process every single one of whose threads waits for the deadlocked ones: one that has a thread to spare is left to `long_wait`, and so is one whose threads could not be counted.",
+    ),
+    (
+        "reclaim_planned",
+        "A lock is about to be reclaimed, by the configuration (`by` is `policy`) or because somebody wrote into the tree (`tree`). Its hooks have not begun. `through` is the process whose descriptor it is done with, `warnings` says what could go wrong all the same. A `lockwatch reclaim` that was typed by hand is in the record of reclaims, and not here.",
+    ),
+    (
+        "reclaim_done",
+        "It was released, the kernel's tables were read again and did not have it, and every hook succeeded. `took_ns` is the time from the decision to that reading, hooks not counted. `hooks` has each hook that was run, with the end of what it wrote.",
+    ),
+    (
+        "reclaim_failed",
+        "It was not released (`result` is `refused`, `not_tried`, `still_held`, `unverified` or `failed`), or it was `released` and a hook failed. The policy tries again after `retry`, each time later. An orphan for which there is no way that leaves every process alone is told so once. Where there were more than `per_minute` reclaims it is told here, and `reclaim_enabled` goes to 0.",
+    ),
+    (
+        "reclaim_race",
+        "Between the plan and its execution the lock, its owner or its file changed: nothing was done. `race` names what changed, `why` says it. Or, with `race` `written`: `writer`, which had lost the lock by a reclaim, wrote to the file within the minute after it without having taken a lock on it anew. That is told where fanotify can watch the file without opening it (docs/reclaim.md).",
     ),
     (
         "lost",

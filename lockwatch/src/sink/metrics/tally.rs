@@ -115,6 +115,22 @@ impl Tally {
             Kind::PidRecycled { .. } => self.race(Race::PidRecycled),
             Kind::Deadlock { .. } => self.race(Race::Deadlock),
             Kind::LongWait { .. } => self.race(Race::LongWait),
+            Kind::ReclaimDone { method, .. } => {
+                self.reclaim(method.name(), ReclaimResult::Released);
+            }
+            Kind::ReclaimFailed { method, result, .. } => {
+                let method = method.map_or("none", |method| method.name());
+                let refused = ["refused", "not_tried"].contains(&result.as_str());
+                let result = if refused { ReclaimResult::Refused } else { ReclaimResult::Failed };
+                self.reclaim(method, result);
+            }
+            // The reclaim itself was counted when it ended.
+            Kind::ReclaimRace { writer: Some(_), .. } => self.race(Race::ReclaimRace),
+            Kind::ReclaimRace { method, .. } => {
+                self.race(Race::ReclaimRace);
+                let method = method.map_or("none", |method| method.name());
+                self.reclaim(method, ReclaimResult::Refused);
+            }
             Kind::Lost { records } => {
                 self.lost = self.lost.saturating_add(*records);
                 self.resyncs += 1;
@@ -130,7 +146,7 @@ impl Tally {
         }
     }
 
-    /// Counts a race that no event of the engine tells.
+    /// Counts a race.
     pub fn race(&mut self, race: Race) {
         self.races[race as usize] += 1;
     }

@@ -38,7 +38,7 @@ pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
 pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::{again, explain};
+pub use unseen::{again, explain, prepare};
 use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev};
@@ -95,6 +95,9 @@ const WINDOWS_AHEAD: usize = 4;
 /// Bytes of records from which a window is drained; what is left has room for any record.
 const DRAINED_FROM: usize = WINDOW_BYTES - 32 * 1024;
 
+/// Descriptors from which on the next reading gets a thread of its own.
+const LARGE: u64 = 20_000;
+
 /// Reads in a row that may pass without a record or a descriptor of a locked file before the
 /// iterator is taken for stuck; each stands for a million descriptors.
 const IDLE_READS: u32 = 1_000;
@@ -120,7 +123,8 @@ pub struct Reading {
 pub fn read() -> Result<Reading, BpfError> {
     let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
-    let mut snapshots = Snapshots { iterator: TaskFileIterator::load(seeds.descriptor())?, seeds };
+    let iterator = TaskFileIterator::load(seeds.descriptor())?;
+    let mut snapshots = Snapshots { iterator, seeds, large: true };
     log::debug!("loaded");
     let reading = snapshots.take(begun);
     snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
@@ -131,6 +135,8 @@ pub fn read() -> Result<Reading, BpfError> {
 pub struct Snapshots {
     iterator: TaskFileIterator,
     seeds: Seeds,
+    /// Whether there is so much to read that it is worth a thread.
+    large: bool,
 }
 
 impl Snapshots {
@@ -143,7 +149,7 @@ impl Snapshots {
         let iterator = TaskFileIterator::load(seeds.descriptor())?;
         // Between two snapshots nobody is to see them.
         seeds.give_up().map_err(BpfError::Seeds)?;
-        Ok(Self { iterator, seeds })
+        Ok(Self { iterator, seeds, large: false })
     }
 
     /// Takes one snapshot.
@@ -162,7 +168,13 @@ impl Snapshots {
     fn take(&mut self, begun: BootTime) -> Result<Reading, BpfError> {
         let seeds = &self.seeds;
         let mut assembler = Assembler::new(seeds.descriptor());
-        let state = self.iterator.read_beside(|record| assembler.take(record))?;
+        let take = |record: Record<'_>| assembler.take(record);
+        let state = if self.large {
+            self.iterator.read_beside(take)?
+        } else {
+            self.iterator.read_in_turn(take)?
+        };
+        self.large = state.visited > LARGE;
         log_reading(&state);
         let ended = now();
         let (mut snapshot, loose, own_files) = assembler.finish();
@@ -270,6 +282,20 @@ impl TaskFileIterator {
         let program = Self::program(&mut self.object)?;
         let link = program.attach().and_then(|link| program.take_link(link));
         link.map_err(failed(PROGRAM))?.into_file().map_err(failed(PROGRAM))
+    }
+
+    /// Reads to the end and hands every record to `take` in between: where there is little to read,
+    /// another thread costs more than it saves, above all on a machine without an idle processor.
+    fn read_in_turn(&mut self, mut take: impl FnMut(Record<'_>)) -> Result<State, BpfError> {
+        let mut taken = Ok(());
+        let state = self.read(|bytes| {
+            taken = Records::new(bytes).try_for_each(|record| {
+                take(record?);
+                Ok::<_, RecordError>(())
+            });
+            taken.is_ok()
+        })?;
+        Ok(taken.map(|()| state)?)
     }
 
     /// Reads to the end on a thread of its own, and hands every record to `take` on this one: the

@@ -4,9 +4,10 @@
 //! Refuses to take "could not look" for "nothing there": each place that was not searched is told,
 //! with the reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::time::Instant;
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::{Iter, ProgramError};
@@ -35,6 +36,9 @@ const WALKER: Program = Program { name: "search_containers", iterator: "bpf_map"
 /// itself lets sockets nest four deep.
 const ROUNDS: u32 = 16;
 
+/// Descriptions that a loaded object has room for; for more one is loaded that has.
+const ROOM: usize = 1 << 12;
+
 /// One program of the object.
 #[derive(Clone, Copy)]
 struct Program {
@@ -57,6 +61,8 @@ pub struct Hunt {
     wanted: BTreeMap<Owner, FileIx>,
     /// Kinds of places that cannot be searched here, and why.
     gaps: Vec<(Via, String)>,
+    /// When the last search was over.
+    ended: Instant,
     /// Whether mappings can be.
     mappings: bool,
 }
@@ -82,21 +88,54 @@ impl Hunt {
             let loader = loader.ok().and_then(|loader| loader.join().ok()).unwrap_or_default();
 
             let mut searcher = Searcher::load(loader, &offsets, &search_offsets, &wanted)?;
-            searcher.load_program(DESCRIPTORS, &descriptors)?;
-            searcher.load_program(WALKER, &walker)?;
             let mut gaps = layout.gaps;
-            let loaded = mappings.map(|targets| searcher.load_program(MAPPINGS, &targets?));
-            let mappings = matches!(loaded, Some(Ok(())));
-            if let Some(Err(error)) = loaded {
-                gaps.push((Via::Mmap, error.to_string()));
+            let mut ready = vec![(DESCRIPTORS, descriptors), (WALKER, walker)];
+            match mappings {
+                Some(Ok(mappings)) => ready.push((MAPPINGS, mappings)),
+                Some(Err(error)) => gaps.push((Via::Mmap, error.to_string())),
+                None => {}
             }
-            Ok(Self { searcher, wanted, gaps, mappings })
+            let mut mappings = false;
+            for (program, loaded) in searcher.load_programs(&ready) {
+                match loaded {
+                    Ok(()) => mappings |= program.name == MAPPINGS.name,
+                    Err(error) if program.name == MAPPINGS.name => {
+                        gaps.push((Via::Mmap, error.to_string()));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(Self { searcher, wanted, gaps, ended: Instant::now(), mappings })
         })
+    }
+
+    /// Looks for each of `wanted` from now on; false where there is no room for so many.
+    ///
+    /// # Errors
+    /// Where the table cannot be written.
+    pub(super) fn look_for(&mut self, wanted: BTreeMap<Owner, FileIx>) -> Result<bool, BpfError> {
+        if wanted.len() > self.searcher.room {
+            return Ok(false);
+        }
+        let table = &mut self.searcher.wanted;
+        for owner in self.wanted.keys().filter(|owner| !wanted.contains_key(*owner)) {
+            table.remove(&owner.0).map_err(failed(WANTED_MAP))?;
+        }
+        for owner in wanted.keys().filter(|owner| !self.wanted.contains_key(*owner)) {
+            table.insert(owner.0, 1, 0).map_err(failed(WANTED_MAP))?;
+        }
+        self.wanted = wanted;
+        Ok(true)
     }
 
     /// What it looks for, and on which file.
     pub(super) fn wanted(&self) -> &BTreeMap<Owner, FileIx> {
         &self.wanted
+    }
+
+    /// When the last search was over; when it was made ready, where none was made.
+    pub fn ended(&self) -> Instant {
+        self.ended
     }
 
     /// What it cannot look into, and why.
@@ -132,6 +171,7 @@ impl Hunt {
         let places = [Via::ScmRights, Via::IoUring, Via::Mmap];
         let searched = places.into_iter().filter(whole).collect();
         gaps.sort();
+        self.ended = Instant::now();
         sightings.search = Search { searched, gaps };
         Ok(sightings)
     }
@@ -150,8 +190,9 @@ struct Searcher {
     records: RingBuf<MapData>,
     containers: Array<MapData, [u64; 2]>,
     walk: Array<MapData, [u64; Walk::WORDS]>,
-    /// Kept because the programs look into it.
-    _wanted: BpfHashMap<MapData, u64, u32>,
+    wanted: BpfHashMap<MapData, u64, u32>,
+    /// How many there can be in it.
+    room: usize,
 }
 
 impl Searcher {
@@ -161,7 +202,8 @@ impl Searcher {
         search_offsets: &'a [u32; SearchOffsets::WORDS],
         wanted: &BTreeMap<Owner, FileIx>,
     ) -> Result<Self, BpfError> {
-        let many = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
+        let room = wanted.len().max(ROOM);
+        let many = u32::try_from(room).unwrap_or(u32::MAX);
         let mut object = loader
             .btf(None)
             .override_global(offsets::GLOBAL, offsets, true)
@@ -182,7 +224,8 @@ impl Searcher {
             records: records.map_err(failed(RECORDS_MAP))?,
             containers: containers.map_err(failed(CONTAINERS_MAP))?,
             walk: walk.map_err(failed(WALK_MAP))?,
-            _wanted: looked_for,
+            wanted: looked_for,
+            room,
         })
     }
 
@@ -192,9 +235,42 @@ impl Searcher {
         program.try_into().map_err(failed::<ProgramError>(name))
     }
 
-    fn load_program(&mut self, program: Program, targets: &Btf) -> Result<(), BpfError> {
-        let Program { name, iterator } = program;
-        self.program(name)?.load(iterator, targets).map_err(failed(name))
+    /// Loads them side by side: the verifier's time is most of a search's, and it proves each
+    /// program by itself.
+    fn load_programs(&mut self, ready: &[(Program, Btf)]) -> Vec<(Program, Result<(), BpfError>)> {
+        let mut objects: HashMap<&str, &mut aya::programs::Program> =
+            self.object.programs_mut().collect();
+        let mut load = |program: Program, targets| {
+            let absent = BpfError::Load { what: program.name, why: "not in the object".into() };
+            let object = objects.remove(program.name).ok_or(absent);
+            move || {
+                let loading: &mut Iter =
+                    object?.try_into().map_err(failed::<ProgramError>(program.name))?;
+                loading.load(program.iterator, targets).map_err(failed(program.name))
+            }
+        };
+        std::thread::scope(|scope| {
+            let begun: Vec<_> = ready
+                .iter()
+                .map(|&(program, ref targets)| {
+                    let loading = load(program, targets);
+                    (program, std::thread::Builder::new().spawn_scoped(scope, loading))
+                })
+                .collect();
+            begun
+                .into_iter()
+                .map(|(program, loading)| {
+                    let lost = |why: String| Err(BpfError::Load { what: program.name, why });
+                    let loaded = match loading {
+                        Ok(loading) => {
+                            loading.join().unwrap_or_else(|_| lost("its loading panicked".into()))
+                        }
+                        Err(error) => lost(format!("no thread to load it: {error}")),
+                    };
+                    (program, loaded)
+                })
+                .collect()
+        })
     }
 
     fn open(&mut self, program: Program) -> Result<File, BpfError> {

@@ -13,9 +13,22 @@ use crate::engine::snapshot::{
     FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
 };
 
+/// Loads a search before there is anything to look for: to load it takes longer than to look.
+///
+/// # Errors
+/// Where this kernel or these privileges do not allow it.
+pub fn prepare() -> Result<Hunt, BpfError> {
+    Hunt::new(BTreeMap::new())
+}
+
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`. Answers with
-/// the search, for whoever wants to look [`again`].
-pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) -> Option<Hunt> {
+/// the search, for whoever wants to look [`again`], or for the next snapshot's; `loaded` is one of
+/// before.
+pub fn explain(
+    snapshot: &mut Snapshot,
+    unexplained: &[Owner],
+    loaded: Option<Hunt>,
+) -> Option<Hunt> {
     let wanted: BTreeMap<Owner, FileIx> = snapshot
         .locks
         .iter()
@@ -23,7 +36,15 @@ pub fn explain(snapshot: &mut Snapshot, unexplained: &[Owner]) -> Option<Hunt> {
         .filter_map(|lock| Some((lock.owner?, lock.file)))
         .filter(|(owner, _)| unexplained.binary_search(owner).is_ok())
         .collect();
-    let hunt = Hunt::new(wanted.clone()).and_then(|mut hunt| {
+    let load = || Hunt::new(wanted.clone());
+    let hunt = match loaded {
+        Some(mut hunt) => hunt.look_for(wanted.clone()).and_then(|fits| match fits {
+            true => Ok(hunt),
+            false => load(),
+        }),
+        None => load(),
+    };
+    let hunt = hunt.and_then(|mut hunt| {
         let sightings = hunt.search()?;
         add(snapshot, sightings);
         Ok(hunt)

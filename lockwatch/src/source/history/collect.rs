@@ -155,7 +155,7 @@ impl Collector {
             // Nothing of its is there, so nothing that it did before the reading matters.
             let over = if held.contains(key) { owner.cleared_at } else { begun - 1 };
             // What it had when it ended is still to be told.
-            if owner.told == 1 && owner.cleared_at >= tables.drained_at().0 {
+            if owner.told != 0 && owner.cleared_at >= tables.drained_at().0 {
                 continue;
             }
             for (of, entry) in base.clone().filter(|(_, entry)| entry.written_at <= over) {

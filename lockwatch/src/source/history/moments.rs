@@ -67,17 +67,23 @@ impl Moments {
         Self { ring, tables, told: VecDeque::new() }
     }
 
-    /// Takes every record that is there, in the order in which they were written.
+    /// Takes the records that are there, in the order in which they were written, but no more than
+    /// `most`: what is written faster than it is taken would have no end. True where none is left.
     ///
     /// # Errors
     /// A record that is none: it is passed over, and the next call goes on behind it.
     pub fn drain(
         &mut self,
+        most: usize,
         told: &mut Told<'_>,
         mut take: impl FnMut(Input),
-    ) -> Result<(), RecordError> {
+    ) -> Result<bool, RecordError> {
         let begun = bpf::now();
-        while let Some(record) = self.ring.next() {
+        for _ in 0..most {
+            let Some(record) = self.ring.next() else {
+                self.tables.set_drained(begun);
+                return Ok(true);
+            };
             match parse(&record, told)? {
                 Parsed::Input(input) => {
                     if let Input::Acquired(acquired) = &input {
@@ -99,8 +105,7 @@ impl Moments {
                 },
             }
         }
-        self.tables.set_drained(begun);
-        Ok(())
+        Ok(false)
     }
 }
 

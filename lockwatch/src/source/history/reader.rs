@@ -17,7 +17,7 @@ use crate::engine::id::{self, IdKey};
 use crate::engine::input::{self, FileId};
 use crate::engine::snapshot::Limit;
 use crate::engine::view::View;
-use crate::source::bpf::{self, Snapshots};
+use crate::source::bpf::{self, Hunt, Snapshots};
 
 /// Readings of a time in which nothing happened after which the tables are gone through all the same:
 /// that a wait was interrupted nothing tells.
@@ -28,6 +28,10 @@ pub struct Reader {
     tables: Arc<Tables>,
     /// Loaded with the first reading, and anew after one that failed.
     snapshots: Option<Snapshots>,
+    /// The search for what no fd table shows: loaded after the first reading, and anew after one that
+    /// failed.
+    hunt: Option<Hunt>,
+    prepared: bool,
     /// What the tables held when the last lock had been taken or given up, and how much had happened
     /// by then.
     known: Option<(u64, Contents)>,
@@ -56,6 +60,8 @@ impl Reader {
         Self {
             tables,
             snapshots: None,
+            hunt: None,
+            prepared: false,
             known: None,
             since_collected: 0,
             collector,
@@ -70,12 +76,14 @@ impl Reader {
     /// # Errors
     /// Where the kernel's lists or the tables cannot be read.
     pub fn read(&mut self, paths: &[PathBuf]) -> Result<Taken, HistoryError> {
+        log::debug!("reading: begun");
         let handles: Vec<Option<OwnedFd>> = paths.iter().map(|path| handle(path)).collect();
         let mut snapshots = match self.snapshots.take() {
             Some(snapshots) => snapshots,
             None => Snapshots::load()?,
         };
         let mut reading = snapshots.read()?;
+        log::debug!("reading: the kernel's lists");
         self.snapshots = Some(snapshots);
         let identity = |handle: &OwnedFd| {
             let number = u32::try_from(handle.as_raw_fd()).ok()?;
@@ -85,6 +93,7 @@ impl Reader {
         let files = handles.iter().map(|handle| identity(handle.as_ref()?)).collect();
         drop(handles);
         self.remember(&mut reading)?;
+        log::debug!("reading: joined with the tables");
         let bpf::Reading { mut snapshot, begun, .. } = reading;
         snapshot.limits.extend(self.limits.iter().cloned());
         let ids = id::assign(&snapshot, &self.key);
@@ -93,11 +102,22 @@ impl Reader {
         let unexplained = view.unexplained();
         let mut snapshot = view.snapshot;
         if !unexplained.is_empty() {
-            bpf::explain(&mut snapshot, &unexplained);
+            let hunt = self.hunt.take();
+            self.hunt = bpf::explain(&mut snapshot, &unexplained, hunt);
         }
+        log::debug!("reading: {} to be explained", unexplained.len());
         snapshot.limits.sort();
         snapshot.limits.dedup();
         Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
+    }
+
+    /// Makes ready for a reading that leaves something to be explained. What is wrong with it that
+    /// reading says.
+    pub fn prepare(&mut self) {
+        if !std::mem::replace(&mut self.prepared, true) {
+            self.hunt = bpf::prepare().ok();
+            give_back_memory();
+        }
     }
 
     /// Joins a reading with the tables, and brings them in line with it. Where nothing happened
@@ -129,6 +149,16 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.tables.set_reader(0);
+    }
+}
+
+/// To load programs takes the kernel's whole type information, many times as much memory as all that
+/// comes after; of its own accord the C library keeps most of that for good.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -33,7 +33,7 @@ const READER: usize = 7;
 const READ_AGAIN: usize = 100;
 
 /// Words of a `Held` and of a `Slot`.
-const HELD_WORDS: usize = 2;
+const HELD_WORDS: usize = 3;
 const SLOT_WORDS: usize = 4;
 
 /// The tables.
@@ -221,7 +221,10 @@ impl Tables {
     }
 
     pub(super) fn waiters(&self) -> Result<Vec<(u64, Wait)>, HistoryError> {
-        sys::all(fd(&self.waiters)).map_err(failed("read", WAITERS_MAP))
+        let mut waiters =
+            sys::all::<u64, Wait>(fd(&self.waiters)).map_err(failed("read", WAITERS_MAP))?;
+        waiters.retain(|(_, wait)| wait.since != 0);
+        Ok(waiters)
     }
 
     pub(super) fn ending(&self, process: &ProcessKey) -> Result<Option<Ending>, HistoryError> {
@@ -250,7 +253,9 @@ impl Tables {
 
     /// Counts a wait of a thread out of the hints.
     pub(super) fn hint_wait(&self, tid: u64, by: i64) {
-        self.held.add((tid as u32 & self.held_mask) as usize * HELD_WORDS + 1, by);
+        let at = (tid as u32 & self.held_mask) as usize * HELD_WORDS;
+        self.held.add(at + 1, by);
+        self.held.add(at + 2, by);
     }
 
     /// Counts owners out.

@@ -9,12 +9,13 @@ use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, StartTime,
 };
 use crate::engine::input::{
-    Acquired, Attempt, Ended, FileId, LockName, Outcome, Output, PidReused, Reading, Released,
-    Started, Watched,
+    Acquired, Attempt, Ended, FileId, LockName, Outcome, Output, Permission, PidReused, Policy,
+    Reading, Released, Started, Watched,
 };
 use crate::engine::machine::Engine;
 use crate::engine::machine::tests::stage::Stage;
 use crate::engine::machine::tests::stories;
+use crate::engine::reclaim::progress::Ending;
 use crate::engine::snapshot::{Death, Remembered};
 
 const SECRET: &[u8; 16] = b"only in this run";
@@ -295,6 +296,18 @@ fn input() -> impl Strategy<Value = Input> {
         Just(Input::Tick),
         Just(Input::Reconcile),
         any::<u64>().prop_map(Input::GcInterval),
+        any::<bool>().prop_map(Input::ReclaimEnabled),
+        (lock_name(), ending()).prop_map(|(lock, ending)| {
+            Input::Reclaimed(stories::ended(&lock, ending, vec![stories::hook("canary", 1)]))
+        }),
+    ]
+}
+
+fn ending() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        Just(Ending::Released { taken_by: Vec::new() }),
+        any::<(String, String)>().prop_map(|(race, why)| Ending::Race { race, why }),
+        any::<(String, String)>().prop_map(|(result, why)| Ending::Failed { result, why }),
     ]
 }
 
@@ -307,9 +320,14 @@ proptest! {
     fn what_was_written_is_read(
         inputs in proptest::collection::vec((moments(), input()), 0..12),
         numbers in any::<(u64, u64, u64, u64, bool)>(),
+        numbers_of_policy in any::<(bool, bool, u32, u64)>(),
     ) {
         let (grace, gc_interval, handoff_window, long_wait, verbose) = numbers;
-        let settings = Settings { grace, gc_interval, handoff_window, long_wait, verbose };
+        let (automatic, only_watched, per_minute, retry) = numbers_of_policy;
+        let permission = Permission { path: b"/\xff".as_slice().into(), allowed: automatic };
+        let watches = vec![permission];
+        let reclaim = Policy { automatic, only_watched, per_minute, retry, watches };
+        let settings = Settings { grace, gc_interval, handoff_window, long_wait, verbose, reclaim };
         let trace = written(&settings, &inputs);
         let reader = Reader::new(&trace[..]).unwrap();
         prop_assert_eq!(reader.settings(), &settings);
@@ -320,7 +338,7 @@ proptest! {
     #[test]
     fn any_inputs_at_any_time_are_stepped_and_told_without_a_panic(
         inputs in proptest::collection::vec((moments(), input()), 0..40),
-        story in 0usize..10,
+        story in 0usize..13,
     ) {
         let (_, stage) = stories::all().swap_remove(story);
         let mut mixed = stage.inputs;

@@ -83,9 +83,11 @@ fn whoever_takes_the_lock_after_a_crash_is_told(scene: &mut Scene) -> Result<()>
          start next
          next: open a a
          next: later flock a ex
-         owner: exit 3",
+         await next blocked
+         owner: exit 3
+         await next done
+         next: flock a un",
     )?;
-    scene.play("next: flock a un")?;
     let told = witness.moments(scene)?;
     let place = |fits: &dyn Fn(&Input) -> bool| told.iter().position(fits);
     let ended = place(&|input| matches!(input, Input::Ended(_))).context("no end")?;

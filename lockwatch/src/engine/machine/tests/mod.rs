@@ -5,6 +5,7 @@ mod bounds;
 mod orphans;
 mod races;
 mod readings;
+mod reclaims;
 pub(crate) mod stage;
 pub(crate) mod stories;
 mod waits;

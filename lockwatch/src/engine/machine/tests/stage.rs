@@ -12,6 +12,7 @@ use crate::engine::input::{
     Settings, Started, Watched,
 };
 use crate::engine::machine::Engine;
+use crate::engine::reclaim::progress::{Evicted, Order};
 use crate::engine::snapshot::{
     Death, File, FileIx, Lock, Process, Reference, Remembered, Snapshot, Taken, Via, Waiter,
 };
@@ -227,6 +228,12 @@ pub(crate) struct Stage {
     pub(crate) now: BootTime,
     pub(crate) events: Vec<Event>,
     pub(crate) attended: Vec<FileId>,
+    /// What was to be reclaimed.
+    pub(crate) orders: Vec<Order>,
+    /// Whose writes were to be told.
+    pub(crate) guarded: Vec<(FileId, Vec<Evicted>)>,
+    /// How often all reclaims were to stop, or the switch went off by itself.
+    pub(crate) stops: u32,
     /// When readings were asked for.
     pub(crate) asked: Vec<BootTime>,
     /// Everything that was handed in.
@@ -247,6 +254,9 @@ impl Stage {
             now: ms(10_000),
             events: Vec::new(),
             attended: Vec::new(),
+            orders: Vec::new(),
+            stops: 0,
+            guarded: Vec::new(),
             asked: Vec::new(),
             inputs: Vec::new(),
             told: 0,
@@ -270,6 +280,9 @@ impl Stage {
                 Output::Event(event) => self.events.push(*event),
                 Output::Attend(files) => self.attended = files,
                 Output::Read => read = true,
+                Output::Reclaim(order) => self.orders.push(order),
+                Output::WatchWrites(file, evicted) => self.guarded.push((file, evicted)),
+                Output::StopReclaims | Output::SwitchedOff => self.stops += 1,
             }
         }
         if read {

@@ -2,7 +2,13 @@
 
 use super::stage::{End, MS, Stage, World, file, ms};
 use crate::engine::identity::{Access, ProcessId, StartTime};
-use crate::engine::input::{Input, Outcome, PidReused, Settings, Watched};
+use crate::engine::input::{
+    Input, LockName, Outcome, Permission, PidReused, Policy, Settings, Watched,
+};
+use crate::engine::reclaim::Method;
+use crate::engine::reclaim::progress::{
+    Asker, Done, Ended, Ending, Evicted, HookEnd, Planned, PlannedLock, Reclaimed,
+};
 
 pub(crate) const PATH: &str = "/srv/aim/aim_lock_config.conf";
 
@@ -144,6 +150,100 @@ pub(crate) fn lost() -> Stage {
     stage
 }
 
+/// A daemon that may reclaim a watched file, on which a lock is orphaned; what is about to be done
+/// about it, and the lock's name.
+fn reclaiming() -> (Stage, LockName) {
+    let permission = Permission { path: PATH.as_bytes().into(), allowed: true };
+    let reclaim = Policy { automatic: true, watches: vec![permission], ..Policy::default() };
+    let mut stage = Stage::with(Settings { reclaim, ..Settings::default() }, World::default());
+    locksmith(&mut stage.world);
+    stage.watch("aim_lock_config", PATH, 131);
+    stage.world.fork(8123, 8130, "sleep", ms(7_000));
+    stage.world.exec(8130);
+    stage.until(12_000);
+    stage.dies(8123, End::Signal(9));
+    stage.until(13_000);
+    let lock = stage.world.name(1);
+    let through = Evicted {
+        process: stage.world.who(8130).id,
+        reader_pid: 8130,
+        comm: b"sleep".as_slice().into(),
+        fd: Some(3),
+        writes: Some(true),
+    };
+    let planned = PlannedLock {
+        lock: lock.clone(),
+        path: Some(PATH.as_bytes().into()),
+        method: Method::Fd,
+        forced: false,
+        holders: vec![through.clone()],
+        through,
+        warnings: vec!["sleep (pid 8130) has the file open for writing".into()],
+    };
+    stage.input(Input::Planned(Planned { by: Asker::Policy, locks: vec![planned] }));
+    (stage, lock)
+}
+
+/// The end of a reclaim by the policy.
+pub(crate) fn ended(lock: &LockName, ending: Ending, hooks: Vec<HookEnd>) -> Reclaimed {
+    let ended = Ended {
+        lock: lock.clone(),
+        path: Some(PATH.as_bytes().into()),
+        method: Some(Method::Fd),
+        took: matches!(ending, Ending::Released { .. }).then_some(3_200_000),
+        ending,
+    };
+    Reclaimed {
+        by: Asker::Policy,
+        file: Some(lock.file),
+        locks: vec![lock.id],
+        done: Done { outcomes: vec![ended], hooks },
+        error: None,
+    }
+}
+
+/// A hook that has ended.
+pub(crate) fn hook(name: &str, code: i32) -> HookEnd {
+    HookEnd {
+        hook: name.into(),
+        ok: code == 0,
+        status: format!("exited with {code}"),
+        said: String::new(),
+        took: 12_000_000,
+    }
+}
+
+/// An orphan that is released, with its hooks around that.
+pub(crate) fn reclaim() -> Stage {
+    let (mut stage, lock) = reclaiming();
+    stage.world.unlock(1);
+    let hooks = ["drain", "canary", "resume"].map(|name| hook(name, 0)).into();
+    let ending = Ending::Released { taken_by: Vec::new() };
+    stage.input(Input::Reclaimed(ended(&lock, ending, hooks)));
+    stage.until(14_000);
+    stage
+}
+
+/// An orphan whose drain fails.
+pub(crate) fn reclaim_failed() -> Stage {
+    let (mut stage, lock) = reclaiming();
+    let ending = Ending::Failed { result: "not_tried".into(), why: "drain exited with 1".into() };
+    let hooks = vec![hook("drain", 1), hook("resume", 0)];
+    stage.input(Input::Reclaimed(ended(&lock, ending, hooks)));
+    stage.until(14_000);
+    stage
+}
+
+/// An orphan whose holder ends between plan and act.
+pub(crate) fn reclaim_race() -> Stage {
+    let (mut stage, lock) = reclaiming();
+    stage.world.unlock(1);
+    let (race, why) = ("process".into(), "pid 8130 is gone".into());
+    stage.input(Input::Reclaimed(ended(&lock, Ending::Race { race, why }, Vec::new())));
+    stage.until(14_000);
+    stage
+}
+
 /// Everything that happens on a watched file.
 pub(crate) fn verbose() -> Stage {
     let settings = Settings { verbose: true, ..Settings::default() };
@@ -179,6 +279,9 @@ pub(crate) fn all() -> Vec<(&'static str, Stage)> {
         ("refused", refused()),
         ("long_wait", long_wait()),
         ("deadlock", deadlock()),
+        ("reclaim", reclaim()),
+        ("reclaim_failed", reclaim_failed()),
+        ("reclaim_race", reclaim_race()),
         ("lost", lost()),
         ("verbose", verbose()),
     ]
