@@ -10,7 +10,8 @@ use crate::stories::{self, HELD, LEAKED, SHELL_IDIOM};
 
 /// What every test of the daemon needs.
 pub(crate) const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts"];
-const AND_A_CHOSEN_PID: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
+pub(crate) const AND_A_CHOSEN_PID: &[&str] =
+    &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
 
 pub(crate) const TESTS: &[Test] = &[
     once!(an_orphan_is_told_once_with_its_whole_story).needs(NEEDS),

@@ -19,9 +19,8 @@ use lockwatch_tests::{once, same};
 use serde_json::Value;
 
 use super::NEEDS;
+use crate::daemon::AND_A_CHOSEN_PID;
 use crate::stories::{self, LEAKED};
-
-const AND_A_CHOSEN_PID: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
 
 pub(crate) const TESTS: &[Test] = &[
     once!(an_orphan_and_its_end).needs(NEEDS),

@@ -67,6 +67,12 @@ fn nothing_is_reclaimed_where_the_configuration_only_reports() {
     assert!(ordered(&stage).is_empty());
 }
 
+/// Everything may be reclaimed but what the watch of this path names.
+fn forbidding(path: &str) -> Policy {
+    let forbidden = Permission { path: path.as_bytes().into(), allowed: false };
+    Policy { only_watched: false, watches: vec![forbidden], automatic: true, ..Policy::default() }
+}
+
 #[test]
 fn only_what_a_watch_allows_by_name_is_reclaimed() {
     let mut stage = stage(allowing(&["/srv/131"]));
@@ -77,13 +83,7 @@ fn only_what_a_watch_allows_by_name_is_reclaimed() {
 
 #[test]
 fn what_no_watch_names_is_reclaimed_where_that_is_wanted_and_what_a_watch_forbids_is_not() {
-    let forbidden = Permission { path: b"/srv/131".as_slice().into(), allowed: false };
-    let mut stage = stage(Policy {
-        only_watched: false,
-        watches: vec![forbidden],
-        automatic: true,
-        ..Policy::default()
-    });
+    let mut stage = stage(forbidding("/srv/131"));
     orphan(&mut stage, 131);
     orphan(&mut stage, 132);
     assert_eq!(ordered(&stage), [132]);
@@ -91,13 +91,7 @@ fn what_no_watch_names_is_reclaimed_where_that_is_wanted_and_what_a_watch_forbid
 
 #[test]
 fn a_forbidden_watch_protects_what_its_path_named_before() {
-    let forbidden = Permission { path: b"/srv/131".as_slice().into(), allowed: false };
-    let mut stage = stage(Policy {
-        only_watched: false,
-        watches: vec![forbidden],
-        automatic: true,
-        ..Policy::default()
-    });
+    let mut stage = stage(forbidding("/srv/131"));
     stage.world.file(140, "/srv/elsewhere");
     let watched =
         Watched { name: "it".into(), path: b"/srv/131".as_slice().into(), file: Some(file(140)) };
