@@ -6,7 +6,7 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 4;
+pub const LAYOUT: u64 = 5;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -38,6 +38,8 @@ pub const HELD_MASK: &str = "HELD_MASK";
 pub const SLOTS: u32 = 1 << 16;
 /// Refused attempts that are remembered; they share places by [`refusal_of`].
 pub const REFUSALS: u32 = 1 << 12;
+/// CPUs that keep the places of locks that were given up (`NR_CPUS` of the distributions' kernels).
+pub const CPUS: u32 = 8192;
 /// For so many nanoseconds after a refused attempt of a thread on a lock was told, its next ones on
 /// the same lock are counted alone.
 pub const REFUSAL_WINDOW: u64 = 100_000_000;
@@ -339,6 +341,9 @@ pub struct Slot {
     pub starts: i64,
     /// When one could not be written last, ns of `CLOCK_BOOTTIME`, or 0.
     pub lost_at: u64,
+    /// When a lock of any class, of an owner with this place, was taken out of [`LOCKS_MAP`] last, ns
+    /// of `CLOCK_BOOTTIME`, or 0.
+    pub removed_at: u64,
 }
 
 /// The refused attempt that was told last, of those that share a place.
@@ -528,7 +533,7 @@ wire! {
     FileKey = 8 + 4 * 2,
     Held = 8 * 3,
     Note = 4 * 2 + 1016,
-    Slot = 8 * 4,
+    Slot = 8 * 5,
     Refusal = 8 * 2,
     Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 136 + 32 * PARKED,
     Header = 4 * 2 + 8,

@@ -44,6 +44,9 @@ pub struct State {
     pub inode: u64,
     /// The entry at which the walk stands.
     pub cursor: u64,
+    /// Where the entry says that it is linked from, as long as the list is as it was read: the link
+    /// before it.
+    pub behind: u64,
     /// Address of the head of the list that is being walked.
     pub head: u64,
     /// Which list: 0 flock, 1 posix, 2 lease.
@@ -275,7 +278,7 @@ const _: () = {
     assert!(size_of::<ReferenceRecord>() == 56);
     assert!(size_of::<TargetRecord>() == 24);
     assert!(size_of::<NameRecord>() == 16 + NAME_MAX);
-    assert!(size_of::<State>() == 8 * 4 + 4 * 6 + 8 * 12 + LOCK_SPAN);
+    assert!(size_of::<State>() == 8 * 5 + 4 * 6 + 8 * 12 + LOCK_SPAN);
     assert!(size_of::<Window>() == size_of::<State>() + WINDOW_BYTES);
 };
 

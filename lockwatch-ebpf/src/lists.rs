@@ -1,7 +1,8 @@
 //! The walk over an inode's three lists of locks, and the trees of requests that wait there.
 //!
 //! The lists are walked without their lock: an entry counts only where it points back to the inode
-//! that it was reached from, a list that changed underfoot is begun anew, and a walk that cannot be
+//! and the link that it was reached from (one that was given up and taken anew meanwhile stands at
+//! the list's end, and what was before it would be missed), a list that changed underfoot is begun anew, and a walk that cannot be
 //! finished is counted as cut.
 
 use lockwatch_common::snapshot::{
@@ -73,6 +74,7 @@ pub(crate) unsafe fn step(window: *mut Window, inode: u64, locks: u64) -> Step {
                 return next_list(place, locks);
             }
             place.cursor = first - offset!(lock_list) as u64;
+            place.behind = place.head;
         }
 
         let entry = place.cursor;
@@ -85,6 +87,13 @@ pub(crate) unsafe fn step(window: *mut Window, inode: u64, locks: u64) -> Step {
         // A lease breaker is the only request without a file; a granted lock has no blocker.
         let back = if file == 0 { inode } else { read_u64(file + offset!(file_inode) as u64) };
         if back != inode || (place.depth == 0) != (blocker == 0) || (file == 0 && place.depth == 0)
+        {
+            return stale(place, locks);
+        }
+        let link = offset!(lock_list);
+        if place.depth == 0
+            && place.ascending == 0
+            && field::<u64>(scratch, link + 8) != place.behind
         {
             return stale(place, locks);
         }
@@ -102,15 +111,16 @@ pub(crate) unsafe fn step(window: *mut Window, inode: u64, locks: u64) -> Step {
         }
 
         if place.depth == 0 {
-            let next: u64 = field(scratch, offset!(lock_list));
+            let next: u64 = field(scratch, link);
             if next == place.head {
                 return next_list(place, locks);
             }
-            if next == entry + offset!(lock_list) as u64 || next == 0 {
+            if next == entry + link as u64 || next == 0 {
                 // Taken off the list while it was being read.
                 return stale(place, locks);
             }
-            place.cursor = next - offset!(lock_list) as u64;
+            place.cursor = next - link as u64;
+            place.behind = entry + link as u64;
             place.ascending = 0;
             return Step::More;
         }

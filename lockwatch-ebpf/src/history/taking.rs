@@ -6,19 +6,23 @@
 //! again finds it there, and one lookup is all that it costs.
 //!
 //! Only that CPU fills the place again or gives it away. On it programs do not overlap, so nobody
-//! writes to a place that another is giving away.
+//! writes to a place that another is giving away. Who takes the same lock on another CPU meanwhile
+//! puts it into the table anew, and makes sure that it is not this one that is given away.
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
 use lockwatch_common::history::{
     Ending, Entry, F_UNLCK, F_WRLCK, FL_CLOSE, FileKey, KEPT_ON, KIND_ACQUIRED, KIND_ENDED,
-    KIND_RELEASED, Key, MERGED,
+    KIND_RELEASED, Key, MERGED, slot_of,
 };
 use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
-use crate::tables::{DEAD, LOCKS, add, held, slot};
+use crate::tables::{DEAD, LOCKS, add, given_away, held, slot};
 use crate::{attention, counters, moment, party, words};
+
+/// Looks at a CPU that is giving a place away, until it has done so: longer than it takes.
+const LOOKS: u32 = 64;
 
 /// Now, ns of `CLOCK_BOOTTIME`.
 #[inline(always)]
@@ -110,7 +114,7 @@ pub(crate) unsafe fn taken(attempt: &Attempt, place: Option<*mut Entry>, unknown
             None => {
                 let Some(draft) = counters::draft() else { return };
                 describe(draft, attempt, &file, now, taken_at);
-                if LOCKS.insert(&attempt.key, &*draft, 0).is_err() {
+                if !put(attempt, place, draft) {
                     counters::lost_lock();
                     if let Some(slot) = slot(attempt.slot) {
                         (*slot).lost_at = now;
@@ -128,6 +132,54 @@ pub(crate) unsafe fn taken(attempt: &Attempt, place: Option<*mut Entry>, unknown
     if attention::is_paid(&file, now) {
         tell(KIND_ACQUIRED, now, attempt, entry, None);
     }
+}
+
+/// Puts a lock into the table, whose place is `place` where it has one that this CPU does not keep.
+/// False where that does not work.
+#[inline(always)]
+unsafe fn put(attempt: &Attempt, place: Option<*mut Entry>, entry: *mut Entry) -> bool {
+    // SAFETY: the caller gives the table's value, and an entry.
+    unsafe {
+        // Asked first: the place is another's as soon as there is a new one.
+        let keeper = match place {
+            Some(place) if (*place).access == F_UNLCK => (*place).merged.wrapping_sub(KEPT_ON),
+            _ => u32::MAX,
+        };
+        if LOCKS.insert(&attempt.key, &*entry, 0).is_err() {
+            return false;
+        }
+        match given_away(keeper) {
+            Some(giving) if keeper != u32::MAX => secured(&attempt.key, giving, entry),
+            _ => true,
+        }
+    }
+}
+
+/// A lock that another CPU may be giving away by mistake is in the table for good. False where that
+/// other does not come to an end.
+#[inline(never)]
+unsafe fn secured(key: &Key, giving: *mut u64, entry: *mut Entry) -> bool {
+    // SAFETY: the caller gives the map's values. Volatile, because another CPU writes it.
+    unsafe {
+        let own = mark(key) as u64;
+        // For the order alone: who shows its mark after this finds what was put.
+        add(giving.cast(), 0);
+        if giving.read_volatile() != own {
+            return true;
+        }
+        for _ in 0..LOOKS {
+            if giving.read_volatile() != own {
+                return LOCKS.get_ptr(key).is_some() || LOCKS.insert(key, &*entry, 0).is_ok();
+            }
+        }
+        false
+    }
+}
+
+/// What a CPU shows while it gives a place away: never 0.
+#[inline(always)]
+fn mark(key: &Key) -> i64 {
+    ((key.inode ^ key.owner.rotate_left(32) ^ key.start as u64) | 1) as i64
 }
 
 /// Counts a lock in or out of the hints.
@@ -166,7 +218,7 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
         count(attempt, (*known).by.tgid, (*known).access, -1);
         if attempt.flags & FL_CLOSE != 0 {
             closed(attempt, &*known, now);
-            let _ = LOCKS.remove(&attempt.key);
+            remove(&attempt.key, now);
             return;
         }
         // What is asked for by name is an ordinary end, whoever asks.
@@ -175,14 +227,14 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
         }
         (&raw mut (*known).merged).write_volatile(this_cpu());
         (&raw mut (*known).access).write_volatile(F_UNLCK);
-        keep(attempt);
+        keep(attempt, now);
     }
 }
 
 /// Keeps the place of the attempt's lock, which was given up, and gives the place away that this CPU
 /// kept before, where nobody has taken that lock since.
 #[inline(always)]
-unsafe fn keep(attempt: &Attempt) {
+unsafe fn keep(attempt: &Attempt, now: u64) {
     let Some(parking) = counters::parking(&attempt.key) else { return };
     // SAFETY: the maps' values; programs on one CPU do not overlap.
     unsafe {
@@ -194,22 +246,38 @@ unsafe fn keep(attempt: &Attempt) {
         {
             return;
         }
-        give_away(parking);
+        give_away(parking, now);
         words::copy(parking, &raw const attempt.key);
     }
 }
 
 #[inline(never)]
-unsafe fn give_away(parking: *mut Key) {
-    // SAFETY: the caller gives the map's value.
+unsafe fn give_away(parking: *mut Key, now: u64) {
+    // SAFETY: the caller gives the map's value; only this CPU writes its mark, which is 0 before.
     unsafe {
         if (*parking).inode == 0 {
             return;
         }
+        let Some(giving) = given_away(this_cpu() - KEPT_ON) else { return };
+        // Shown before it is looked whether the place is still kept: see `secured`.
+        add(giving.cast(), mark(&*parking));
         if let Some(entry) = LOCKS.get_ptr_mut(&*parking)
             && kept(Some(entry)).is_some()
         {
-            let _ = LOCKS.remove(&*parking);
+            remove(&*parking, now);
+        }
+        giving.write_volatile(0);
+    }
+}
+
+/// Takes a place out of the table. A reading that was begun before may still show its lock.
+#[inline(always)]
+unsafe fn remove(key: &Key, now: u64) {
+    let _ = LOCKS.remove(key);
+    // SAFETY: the map's value; of two that come at once either is late enough.
+    unsafe {
+        if let Some(slot) = slot(slot_of(key.inode, key.owner)) {
+            (*slot).removed_at = now;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Keeping the tables true and small: what a reading of the kernel's lists shows and no table has is
 //! marked as unknown, what a table has and the kernel has not is removed.
 //!
-//! Refuses to touch what happened after the reading was begun, and to conclude from a reading that
-//! is not whole.
+//! Refuses to touch what happened after the reading was begun, to conclude from a reading that is
+//! not whole, and to remove what one reading alone does not show.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -30,6 +30,11 @@ const MANY: usize = 256;
 pub(super) struct Collector {
     /// Waits that the last reading did not show: a waiter is on no list while it tries again.
     unseen: BTreeSet<(u64, u64)>,
+    /// Locks that the last reading did not show, and when they were written: the lists are read
+    /// without their lock.
+    missing: BTreeSet<(Key, u64)>,
+    /// Owners of which the last reading showed nothing, and what they had done last by then.
+    without: BTreeSet<(OwnerKey, u64)>,
 }
 
 /// Marks every lock that was there before the programs ran. From then on every lock is known.
@@ -69,6 +74,10 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
             continue;
         }
         let Some(access) = access(lock.access) else { continue };
+        // It may have been given up since the reading: that it was known then, nothing tells any more.
+        if tables.slot_removed_at(&key.of_owner()) >= reading.begun.0 {
+            continue;
+        }
         let file = &reading.snapshot.files[lock.file.0 as usize];
         let recorded = match lock.acquirer {
             RecordedPid::Local(pid) | RecordedPid::Remote(pid) => pid,
@@ -123,12 +132,19 @@ impl Collector {
         let locks = tables.locks()?;
         let owners: BTreeMap<OwnerKey, Owner> = tables.owners()?.into_iter().collect();
         let begun = reading.begun.0;
+        let mut missing = BTreeSet::new();
         for (key, entry) in &locks {
             let of_owner = key.class == CLASS_POSIX && owners.contains_key(&key.of_owner());
-            if !of_owner && entry.written_at < begun && !present.contains_key(key) {
+            if of_owner || entry.written_at >= begun || present.contains_key(key) {
+                continue;
+            }
+            if self.missing.contains(&(*key, entry.written_at)) {
                 remove_lock(tables, key, entry)?;
+            } else {
+                missing.insert((*key, entry.written_at));
             }
         }
+        self.missing = missing;
         let held: BTreeSet<OwnerKey> =
             (present.keys()).filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
         self.owners(tables, &owners, &locks, &held, begun)?;
@@ -136,7 +152,7 @@ impl Collector {
     }
 
     fn owners(
-        &self,
+        &mut self,
         tables: &Tables,
         owners: &BTreeMap<OwnerKey, Owner>,
         locks: &[(Key, Entry)],
@@ -148,12 +164,20 @@ impl Collector {
             let owner = OwnerKey { inode: key.inode, owner: key.owner };
             done.entry(owner).or_default().push((key, operation));
         }
+        let mut without = BTreeSet::new();
         for (key, owner) in owners {
             let operations = done.remove(key).unwrap_or_default();
             let base =
                 locks.iter().filter(|(of, _)| of.class == CLASS_POSIX && of.of_owner() == *key);
             // Nothing of its is there, so nothing that it did before the reading matters.
-            let over = if held.contains(key) { owner.cleared_at } else { begun - 1 };
+            let over = if held.contains(key) {
+                owner.cleared_at
+            } else if self.without.contains(&(*key, owner.last_at)) {
+                begun - 1
+            } else {
+                without.insert((*key, owner.last_at));
+                owner.cleared_at
+            };
             // What it had when it ended is still to be told.
             if owner.told != 0 && owner.cleared_at >= tables.drained_at().0 {
                 continue;
@@ -174,6 +198,7 @@ impl Collector {
                 shorten(tables, key, &base, &left, begun)?;
             }
         }
+        self.without = without;
         // Written down in the very moment in which the owner was removed: until it clears all it
         // has, nothing of it is known.
         for key in done.into_keys() {

@@ -34,7 +34,7 @@ const READ_AGAIN: usize = 100;
 
 /// Words of a `Held` and of a `Slot`.
 const HELD_WORDS: usize = 3;
-const SLOT_WORDS: usize = 4;
+const SLOT_WORDS: usize = 5;
 
 /// The tables.
 pub struct Tables {
@@ -234,6 +234,11 @@ impl Tables {
     /// Until when locks of the owner's slot are not to be relied on, or 0.
     pub(super) fn slot_lost_at(&self, key: &OwnerKey) -> u64 {
         self.slots.load(slot_of(key.inode, key.owner) as usize * SLOT_WORDS + 3)
+    }
+
+    /// When a lock of the owner's slot was taken out of the table last, or 0.
+    pub(super) fn slot_removed_at(&self, key: &OwnerKey) -> u64 {
+        self.slots.load(slot_of(key.inode, key.owner) as usize * SLOT_WORDS + 4)
     }
 
     /// Counts a lock in or out of the hints.
