@@ -54,6 +54,19 @@ pub enum Wanted {
     Inject,
 }
 
+/// What a plan may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// By which method.
+    pub wanted: Wanted,
+    /// Also without an orphan's verdict.
+    pub forced: bool,
+    /// How sure that verdict must be at least.
+    pub at_least: Confidence,
+    /// The pid of whoever would carry it out, as it knows itself.
+    pub own: Pid,
+}
+
 /// A process that refers to the description or fd table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -136,25 +149,22 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// Plans the release of one lock. `own` is the pid of whoever would carry it out, as it knows
-/// itself.
+/// Plans the release of one lock.
 ///
 /// # Errors
 /// Why there is no plan.
-pub fn plan(
-    view: &View,
-    lock: &LockView,
-    wanted: Wanted,
-    forced: bool,
-    own: Pid,
-) -> Result<Plan, Refusal> {
+pub fn plan(view: &View, lock: &LockView, terms: Terms) -> Result<Plan, Refusal> {
+    let Terms { wanted, forced, at_least, own } = terms;
     let facts = view.lock(lock);
     let verdict = &lock.verdict;
     match (verdict.state, facts.kind) {
         (State::Remote, _) => return Err(Refusal::remote()),
         (_, kind @ (LockKind::Deleg | LockKind::Layout)) => return Err(Refusal::nfs_server(kind)),
-        (State::Orphaned, _) => {}
         _ if forced => {}
+        (State::Orphaned, _) if verdict.confidence > at_least => {
+            return Err(Refusal::OnlyLikely { because: verdict.evidence.first().cloned() });
+        }
+        (State::Orphaned, _) => {}
         (state, _) => {
             let because = verdict.evidence.first().cloned();
             return Err(Refusal::NotOrphaned { state, because });
