@@ -5,8 +5,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
-    CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation, OperationKey,
-    Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, SURVIVED as SURVIVORS, Slot, Wait,
+    CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation,
+    OperationKey, Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, SURVIVED as SURVIVORS,
+    Slot, Wait,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;

@@ -137,7 +137,8 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
             && let Some(owner) = OWNERS.get(key.of_owner())
         {
             of_owner = Some((owner.start, owner.tgid));
-            ending = tables::ending(&ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
+            ending =
+                tables::ending(&ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
         }
         if !attended && ending.is_none() {
             return;

@@ -10,8 +10,8 @@ use aya::maps::MapData;
 use lockwatch_common::history::{
     ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
     FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP, WAITERS_MAP, Wait,
-    slot_of,
+    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP,
+    WAITERS_MAP, Wait, slot_of,
 };
 use lockwatch_common::wire;
 
