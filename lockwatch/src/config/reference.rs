@@ -157,8 +157,9 @@ pub const KEYS: &[Key] = &[
         .text("Whether orphaned locks on it may be released."),
     key(Section::Watch, "reclaim_likely", "boolean").default("false").text(
         "Whether the daemon may release by itself also what is only likely orphaned: nobody watched \
-         it being taken, as before the daemon's first start. Where a reader cannot be told from an \
-         heir, that is a guess about who may write to the file. Needs reclaim = true.",
+         it being taken, as before the daemon's first start, or it is in flight in a unix socket, \
+         where somebody may be about to receive it. Such a release may make two writers. Needs \
+         reclaim = true.",
     ),
     key(Section::Watch, "drain", "hook")
         .text("Run before a lock is released; where it fails nothing is released."),

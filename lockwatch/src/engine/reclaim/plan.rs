@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::refusal::Refusal;
-use crate::engine::classify::{Confidence, Reason, State};
+use crate::engine::classify::{Confidence, Reason, State, Verdict};
 use crate::engine::evidence::Evidence;
 use crate::engine::identity::{LockKind, Owner, Pid, ProcessId, RecordedPid};
 use crate::engine::input::LockName;
@@ -161,10 +161,7 @@ pub fn plan(view: &View, lock: &LockView, terms: Terms) -> Result<Plan, Refusal>
         (State::Remote, _) => return Err(Refusal::remote()),
         (_, kind @ (LockKind::Deleg | LockKind::Layout)) => return Err(Refusal::nfs_server(kind)),
         _ if forced => {}
-        (State::Orphaned, _) if verdict.confidence > at_least => {
-            return Err(Refusal::OnlyLikely { because: verdict.evidence.first().cloned() });
-        }
-        (State::Orphaned, _) => {}
+        (State::Orphaned, _) => doubt(verdict, at_least).map_or(Ok(()), Err)?,
         (state, _) => {
             let because = verdict.evidence.first().cloned();
             return Err(Refusal::NotOrphaned { state, because });
@@ -209,6 +206,16 @@ pub fn plan(view: &View, lock: &LockView, terms: Terms) -> Result<Plan, Refusal>
     };
     super::words::tell(&mut plan, view);
     Ok(plan)
+}
+
+/// Why an orphan is not for whoever must be so sure.
+fn doubt(verdict: &Verdict, at_least: Confidence) -> Option<Refusal> {
+    if verdict.confidence > at_least {
+        return Some(Refusal::OnlyLikely { because: verdict.evidence.first().cloned() });
+    }
+    // Nobody has it now; whether somebody is about to receive it no table tells.
+    let in_flight = verdict.reason == Some(Reason::ScmRights);
+    (in_flight && at_least == Confidence::Certain).then_some(Refusal::InFlight)
 }
 
 /// Every process that holds the lock, each once, by the way that is in easiest reach.

@@ -22,6 +22,8 @@ pub enum Refusal {
         /// The first fact of the verdict.
         because: Option<Evidence>,
     },
+    /// Somebody may be about to receive it, and only what is proven may be released.
+    InFlight,
     /// The other side alone can release it.
     Remote {
         /// What its administrator runs.
@@ -123,6 +125,7 @@ impl Refusal {
         match self {
             Self::NotOrphaned { .. } => "not_orphaned",
             Self::OnlyLikely { .. } => "only_likely",
+            Self::InFlight => "in_flight",
             Self::Remote { .. } => "remote",
             Self::NfsServer { .. } => "nfs_server",
             Self::NoWay { .. } => "no_way",
@@ -159,6 +162,10 @@ impl fmt::Display for Refusal {
                 }
                 f.write_str("; `lockwatch reclaim` shows what else speaks for it")
             }
+            Self::InFlight => f.write_str(
+                "it is in flight in a unix socket, and whoever has that may be about to receive it \
+                 and rely on the lock; its watch does not say reclaim_likely = true",
+            ),
             Self::Remote { advice } => {
                 write!(f, "another machine or a file system server holds it: {advice}")
             }

@@ -7,7 +7,8 @@ use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
 };
 use crate::engine::snapshot::{
-    Births, File, FileIx, Hides, Limit, Lock, Process, Reference, Remembered, Snapshot, Taken, Via,
+    Births, File, FileIx, Hides, Limit, Lock, Place, PlaceKind, PlaceOwner, Process, Reference,
+    Remembered, Snapshot, Taken, Via,
 };
 use crate::engine::view::View;
 
@@ -166,6 +167,22 @@ fn who_wants_only_what_is_certain_gets_no_plan_for_what_was_inferred() {
     assert!(why.contains("likely, not certain") && why.contains("reclaim_likely"), "{why}");
     let plan = on_terms(&proven(LockKind::Flock), terms).unwrap();
     assert_eq!(plan.confidence, Confidence::Certain);
+}
+
+#[test]
+fn who_wants_only_what_is_certain_gets_no_plan_for_what_somebody_may_be_about_to_receive() {
+    let mut snapshot = proven(LockKind::Flock);
+    snapshot.references.clear();
+    snapshot.places.push(Place {
+        description: DESCRIPTION,
+        kind: PlaceKind::Queue { socket: Some(7), name: None, depth: 0 },
+        owners: vec![PlaceOwner { pid: HEIR, tid: HEIR, fd: Some(5), opener: None }],
+    });
+    let terms = |at_least| Terms { wanted: Wanted::Auto, forced: false, at_least, own: OWN };
+    assert_eq!(on_terms(&snapshot, terms(Confidence::Certain)), Err(Refusal::InFlight));
+    let plan = on_terms(&snapshot, terms(Confidence::Likely)).unwrap();
+    assert_eq!((plan.method, plan.confidence), (Method::Queue, Confidence::Certain));
+    assert!(plan.not_excluded.iter().any(|open| open.contains("about to receive")), "{plan:?}");
 }
 
 #[test]
