@@ -14,28 +14,31 @@ use serde_json::Value;
 
 use crate::stories::{self, LEAKED};
 
+/// What a fleet in a network of its own needs.
+pub(crate) const NEEDS: &[&str] = &[
+    "root",
+    "iter/task_file",
+    "tp_btf",
+    "mounts",
+    "netns",
+    "program:ip",
+    "program:nsenter",
+    "program:unshare",
+    "program:prometheus",
+    "program:promtool",
+];
+
 pub(crate) const TESTS: &[Test] =
     &[once!(queries_give_the_numbers_of_what_happened_on_three_machines)
-        .needs(&[
-            "root",
-            "iter/task_file",
-            "tp_btf",
-            "mounts",
-            "netns",
-            "program:ip",
-            "program:nsenter",
-            "program:unshare",
-            "program:prometheus",
-            "program:promtool",
-        ])
+        .needs(NEEDS)
         .within(Duration::from_secs(180))];
 
-const RULES: &str = include_str!("../../../deploy/prometheus/lockwatch.rules.yml");
+pub(crate) const RULES: &str = include_str!("../../../deploy/prometheus/lockwatch.rules.yml");
 const DASHBOARD: &str = include_str!("../../../deploy/grafana/lockwatch.json");
 
 /// A daemon on a machine of its own, with a configuration of its own. They share the kernel, and so
 /// what there is to see.
-fn daemon(
+pub(crate) fn daemon(
     scene: &Scene,
     house: &House,
     machine: &Machine,
