@@ -19,8 +19,13 @@ pub const OWNERS_MAP: &str = "OWNERS";
 pub const OPERATIONS_MAP: &str = "OPERATIONS";
 /// Name of the map thread id → [`Wait`].
 pub const WAITERS_MAP: &str = "WAITERS";
-/// Name of the map [`ProcessKey`] → [`Ending`].
+/// Name of the map [`ProcessKey`] → [`Ending`]; the oldest make room.
 pub const DEAD_MAP: &str = "DEAD";
+/// Name of the map [`ProcessKey`] → [`Ending`] of those who left locks behind. Written by user space
+/// alone, out of [`DEAD_MAP`], and none makes room for another.
+pub const SURVIVED_MAP: &str = "SURVIVED";
+/// Elements of [`SURVIVED_MAP`].
+pub const SURVIVED: u32 = 1 << 14;
 /// Name of the map [`FileKey`] → when attention ends, ns of `CLOCK_BOOTTIME`, or [`FOREVER`].
 pub const ATTENDED_MAP: &str = "ATTENDED";
 /// Name of the array of [`Held`], by pid modulo its length.

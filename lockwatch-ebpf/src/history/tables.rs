@@ -5,8 +5,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
-    CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation, OperationKey,
-    Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, Slot, Wait,
+    CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation,
+    OperationKey, Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, SURVIVED as SURVIVORS,
+    Slot, Wait,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -23,6 +24,8 @@ pub(crate) static OPERATIONS: HashMap<OperationKey, Operation> = HashMap::with_m
 pub(crate) static WAITERS: HashMap<u64, Wait> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static DEAD: LruHashMap<ProcessKey, Ending> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+static SURVIVED: HashMap<ProcessKey, Ending> = HashMap::with_max_entries(SURVIVORS, 0);
 #[map]
 pub(crate) static ATTENDED: HashMap<FileKey, u64> = HashMap::with_max_entries(1024, 0);
 #[map]
@@ -60,6 +63,21 @@ pub(crate) fn held(pid: i32) -> Option<*mut Held> {
 #[inline(always)]
 pub(crate) fn slot(place: u32) -> Option<*mut Slot> {
     SLOTS_TABLE.get_ptr_mut(place)
+}
+
+/// How a process ended, where it has.
+///
+/// # Safety
+/// An ending is written once, before it is found.
+#[inline(always)]
+pub(crate) unsafe fn ending(process: &ProcessKey) -> Option<&'static Ending> {
+    // SAFETY: the caller's promise; the maps' values live as long as the program.
+    unsafe {
+        match DEAD.get(process) {
+            None => SURVIVED.get(process),
+            found => found,
+        }
+    }
 }
 
 /// What a CPU shows while it gives the place of a lock away, or 0.

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use lockwatch_common::history::{
-    CLASS_POSIX, Entry, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation, OperationKey, Owner,
-    OwnerKey, Party, RESTORED, WAITERS_MAP, Wait,
+    CLASS_POSIX, Ending, Entry, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
+    OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, SURVIVED_MAP, WAITERS_MAP, Wait,
 };
 use lockwatch_common::wire::Wire;
 
@@ -114,7 +114,7 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
 }
 
 impl Collector {
-    /// Brings the tables in line with a reading.
+    /// Brings the tables in line with a reading. `endings` are of those whose locks the tables have.
     ///
     /// # Errors
     /// Where a table cannot be read or written.
@@ -122,6 +122,7 @@ impl Collector {
         &mut self,
         tables: &Tables,
         reading: &Reading,
+        endings: &BTreeMap<ProcessKey, Ending>,
     ) -> Result<(), HistoryError> {
         if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
             return Ok(());
@@ -148,6 +149,7 @@ impl Collector {
         let held: BTreeSet<OwnerKey> =
             (present.keys()).filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
         self.owners(tables, &owners, &locks, &held, begun)?;
+        keep_endings(tables, endings)?;
         self.waits(tables, reading, begun)
     }
 
@@ -257,6 +259,29 @@ impl Collector {
         self.unseen = unseen;
         Ok(())
     }
+}
+
+/// Keeps the endings of those whose locks are still there, and no others.
+fn keep_endings(
+    tables: &Tables,
+    endings: &BTreeMap<ProcessKey, Ending>,
+) -> Result<(), HistoryError> {
+    let failed = failed("write", SURVIVED_MAP);
+    let survived = fd(&tables.survived);
+    let kept = sys::all::<ProcessKey, Ending>(survived).map_err(&failed)?;
+    let kept: BTreeSet<ProcessKey> = kept.into_iter().map(|(process, _)| process).collect();
+    for process in kept.iter().filter(|process| !endings.contains_key(process)) {
+        sys::remove(survived, process).map_err(&failed)?;
+    }
+    for (process, ending) in endings.iter().filter(|(process, _)| !kept.contains(process)) {
+        match sys::put(survived, process, ending, Write::Any) {
+            Ok(()) => {}
+            // Full: as long as the other table has it, it is known.
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 fn remove_lock(tables: &Tables, key: &Key, entry: &Entry) -> Result<(), HistoryError> {

@@ -85,6 +85,11 @@ impl Contents {
         Ok(())
     }
 
+    /// How those ended who took locks that the tables have.
+    pub(super) fn endings(&self) -> &BTreeMap<ProcessKey, Ending> {
+        &self.endings
+    }
+
     /// Works out what the tables say of locks. `lost_at` is until when the entries of an owner are
     /// not to be relied on.
     fn of(

@@ -11,7 +11,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::links::PinnedLink;
 use lockwatch_common::history::{
     ATTENDED_MAP, COUNTERS_MAP, DEAD_MAP, GLOBALS_MAP, Globals, HELD_MAP, LAYOUT, LOCKS_MAP,
-    MOMENTS_MAP, OPERATIONS_MAP, OWNERS_MAP, SLOTS_MAP, TOLD_MAP, WAITERS_MAP,
+    MOMENTS_MAP, OPERATIONS_MAP, OWNERS_MAP, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP, WAITERS_MAP,
 };
 
 use super::array::MappedArray;
@@ -23,13 +23,14 @@ const FOLDER: &str = "history";
 /// The same while it is being made.
 const DRAFT: &str = "history_new";
 
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     GLOBALS_MAP,
     LOCKS_MAP,
     OWNERS_MAP,
     OPERATIONS_MAP,
     WAITERS_MAP,
     DEAD_MAP,
+    SURVIVED_MAP,
     ATTENDED_MAP,
     HELD_MAP,
     SLOTS_MAP,

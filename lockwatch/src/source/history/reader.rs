@@ -138,7 +138,7 @@ impl Reader {
         };
         if self.since_collected >= COLLECTED_AFTER {
             self.since_collected = 0;
-            self.collector.collect(&self.tables, reading)?;
+            self.collector.collect(&self.tables, reading, contents.endings())?;
         }
         join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
         self.known = Some((happened, contents));

@@ -10,8 +10,8 @@ use aya::maps::MapData;
 use lockwatch_common::history::{
     ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
     FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, TOLD_MAP, WAITERS_MAP, Wait,
-    slot_of,
+    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP,
+    WAITERS_MAP, Wait, slot_of,
 };
 use lockwatch_common::wire;
 
@@ -43,6 +43,7 @@ pub struct Tables {
     pub(super) operations: MapData,
     pub(super) waiters: MapData,
     pub(super) dead: MapData,
+    pub(super) survived: MapData,
     pub(super) told: MapData,
     pub(super) attended: MapData,
     pub(super) counters: MapData,
@@ -77,6 +78,7 @@ impl Tables {
             operations: open(OPERATIONS_MAP)?,
             waiters: open(WAITERS_MAP)?,
             dead: open(DEAD_MAP)?,
+            survived: open(SURVIVED_MAP)?,
             told: open(TOLD_MAP)?,
             attended: open(ATTENDED_MAP)?,
             counters: open(COUNTERS_MAP)?,
@@ -228,7 +230,10 @@ impl Tables {
     }
 
     pub(super) fn ending(&self, process: &ProcessKey) -> Result<Option<Ending>, HistoryError> {
-        sys::get(fd(&self.dead), process).map_err(failed("read", DEAD_MAP))
+        match sys::get(fd(&self.dead), process).map_err(failed("read", DEAD_MAP))? {
+            None => sys::get(fd(&self.survived), process).map_err(failed("read", SURVIVED_MAP)),
+            found => Ok(found),
+        }
     }
 
     /// Until when locks of the owner's slot are not to be relied on, or 0.
