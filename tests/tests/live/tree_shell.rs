@@ -13,9 +13,29 @@ use crate::tree::{Garden, HELD_CONF, LEAKED_CONF, QUICK};
 const AND_SHELL: &[&str] =
     &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "program:sh", "program:grep"];
 
+const AND_TOOLS: &[&str] = &[
+    "root",
+    "iter/task_file",
+    "tp_btf",
+    "mounts",
+    "fuse",
+    "program:sh",
+    "program:cat",
+    "program:cp",
+    "program:dd",
+    "program:find",
+    "program:grep",
+    "program:head",
+    "program:ls",
+    "program:stat",
+    "program:tail",
+    "program:timeout",
+    "program:wc",
+];
+
 pub(crate) const TESTS: &[Test] = &[
     once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
-    once!(usual_tools_take_its_files_for_files).needs(AND_SHELL),
+    once!(usual_tools_take_its_files_for_files).needs(AND_TOOLS),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
     once!(a_walk_shows_every_value_of_a_thousand_locks).needs(AND_SHELL).within(MINUTE),
 ];
