@@ -286,6 +286,13 @@ impl Running {
         Pid::from_child(&self.child).as_raw_nonzero().get()
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool> {
+        let mut wait = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
+        let ready = rustix::event::poll(&mut wait, Some(&Timespec::default()));
+        Ok(ready.context("asking whether the program runs")? > 0)
+    }
+
     /// How many bytes it has written to its standard output.
     pub fn written_so_far(&self) -> usize {
         self.stdout.as_ref().map_or(0, |stdout| stdout.so_far.load(Ordering::Relaxed))
