@@ -62,6 +62,7 @@ impl Capability {
 const CAPABILITIES: u8 = 64;
 
 /// A run that is about to be.
+#[derive(Clone)]
 pub struct Invocation {
     program: PathBuf,
     args: Vec<OsString>,
