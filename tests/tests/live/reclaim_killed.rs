@@ -78,7 +78,7 @@ fn a_daemon_that_is_killed_at_any_step_leaves_nothing_half_known(scene: &mut Sce
     for round in rounds(Part::Killed, u32::try_from(usual)?)? {
         // Each is unlike the one before.
         let kind = round as usize * 5 % (2 * STEPS.len());
-        let victim = if kind % 2 == 0 { Victim::Daemon } else { Victim::Service };
+        let victim = if kind.is_multiple_of(2) { Victim::Daemon } else { Victim::Service };
         let step = STEPS[kind / 2];
         let again = round as usize / (2 * STEPS.len()) % 2 == 1;
         let came;
