@@ -215,7 +215,9 @@ fn a_posix_lock_is_never_released_through_a_descriptor() {
         assert_eq!(refusal.name(), "method_does_not_fit");
         assert!(refusal.to_string().contains("--method inject"), "{refusal}");
     }
-    assert_eq!(planned(&snapshot, Wanted::Inject, false).unwrap().method, Method::Inject);
+    let plan = planned(&snapshot, Wanted::Inject, false).unwrap();
+    assert_eq!(plan.method, Method::Inject);
+    assert!(plan.not_excluded.iter().any(|open| open.contains("itself is killed")), "{plan:?}");
     snapshot.references[0].tid = HEIR;
     let plan = planned(&snapshot, Wanted::Signal, false).unwrap();
     assert_eq!(plan.method, Method::Signal);

@@ -153,6 +153,13 @@ fn not_excluded(plan: &Plan, view: &View) -> Vec<String> {
                 .into(),
         );
     }
+    if plan.method == Method::Inject {
+        open.push(format!(
+            "that lockwatch itself is killed while pid {} stands still: it would go on where it was \
+             led to, and not where it was",
+            plan.through.reader_pid
+        ));
+    }
     if plan.writers.is_none() {
         open.push("that others have the file open for writing: this source does not tell".into());
     }
