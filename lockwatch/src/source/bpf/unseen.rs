@@ -13,12 +13,15 @@ use crate::engine::snapshot::{
     FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
 };
 
-/// Loads a search before there is anything to look for: to load it takes longer than to look.
+/// Loads a search before there is anything to look for, to be made again and again: to load it takes
+/// longer than to look.
 ///
 /// # Errors
 /// Where this kernel or these privileges do not allow it.
 pub fn prepare() -> Result<Hunt, BpfError> {
-    Hunt::new(BTreeMap::new())
+    let mut hunt = Hunt::new(BTreeMap::new())?;
+    hunt.be_quick();
+    Ok(hunt)
 }
 
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`. Answers with
@@ -117,7 +120,6 @@ fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
 /// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
 /// else.
 fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
-    let users = KernelUsers::read();
     let elsewhere: BTreeSet<Owner> = snapshot
         .places
         .iter()
@@ -125,10 +127,13 @@ fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
         .chain(snapshot.references.iter().filter_map(|reference| reference.description))
         .filter(|description| wanted.contains_key(description))
         .collect();
-    for (&description, file) in wanted {
-        if elsewhere.contains(&description) {
-            continue;
-        }
+    let nowhere = wanted.iter().filter(|(description, _)| !elsewhere.contains(description));
+    let nowhere: Vec<(Owner, FileIx)> = nowhere.map(|(&owner, &file)| (owner, file)).collect();
+    let users = match nowhere.is_empty() {
+        true => KernelUsers::none(),
+        false => KernelUsers::read(),
+    };
+    for (description, file) in nowhere {
         let file = &snapshot.files[file.0 as usize];
         snapshot.places.extend(users.of(file).map(|what| Place {
             description,
