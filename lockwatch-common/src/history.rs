@@ -21,8 +21,9 @@ pub const OPERATIONS_MAP: &str = "OPERATIONS";
 pub const WAITERS_MAP: &str = "WAITERS";
 /// Name of the map [`ProcessKey`] → [`Ending`]; the oldest make room.
 pub const DEAD_MAP: &str = "DEAD";
-/// Name of the map [`ProcessKey`] → [`Ending`] of those who left locks behind. Written by user space
-/// alone, out of [`DEAD_MAP`], and none makes room for another.
+/// Name of the map [`ProcessKey`] → [`Ending`] of those who left locks behind, of which none makes
+/// room for another. User space fills it out of [`DEAD_MAP`], and that again out of it; no program
+/// reads or writes it.
 pub const SURVIVED_MAP: &str = "SURVIVED";
 /// Elements of [`SURVIVED_MAP`].
 pub const SURVIVED: u32 = 1 << 14;

@@ -44,7 +44,7 @@ impl Sight for Whole {
         let own = take_own(&mut snapshot);
         let mut seen = view(snapshot);
         if thorough && matches!(self, Self::Bpf(_)) {
-            (seen, _) = explained(seen);
+            (seen, _) = explained(seen, None);
             // The search finds once more what this process has.
             let again = take_own(&mut seen.snapshot);
             if !again.is_empty() || !seen.snapshot.places.is_empty() {

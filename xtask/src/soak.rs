@@ -43,6 +43,18 @@ pub(crate) enum Subject {
     },
     /// Renew the golden traces: record real runs anew, and keep what is about their own files
     Traces,
+    /// Sixty-four readers and writers on the tree: nothing but the contract, and nothing stale
+    Tree {
+        /// How long
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// A scrape loop, a scan loop and a load of locks together: no missed scrape, memory flat
+    Fleet {
+        /// How long
+        #[arg(long, default_value_t = 120)]
+        seconds: u32,
+    },
     /// A daemon that is killed and started anew under load: nobody is lost, nothing invented
     Kill {
         /// How often
@@ -60,6 +72,8 @@ impl Subject {
             Self::Ordinary { rounds } => ("soak_ordinary::", rounds, 0),
             Self::Mixed { rounds } => ("soak_mixed::", rounds, 0),
             Self::Traces => ("soak_traces::", 1, 0),
+            Self::Tree { seconds } => ("soak_tree::", seconds, 0),
+            Self::Fleet { seconds } => ("soak_fleet::", seconds, 0),
             Self::Kill { rounds } => ("soak_kill::", rounds, 0),
         }
     }

@@ -8,7 +8,7 @@ use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
-use crate::tables::{OWNERS, ending, globals};
+use crate::tables::{DEAD, OWNERS, globals};
 use crate::{attention, counters, moment, party, words};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
@@ -35,7 +35,7 @@ pub(crate) fn tell(attempt: &Attempt) {
         };
         // What is closed too late for the dying task's own list of work, a worker closes.
         let by_worker = flags & PF_KTHREAD != 0 && attempt.flags & FL_OFDLCK != 0;
-        let ending = ending(&process);
+        let ending = DEAD.get(process);
         if ending.is_none() && !by_worker {
             (*owner).told = 0;
             return;

@@ -65,21 +65,6 @@ pub(crate) fn slot(place: u32) -> Option<*mut Slot> {
     SLOTS_TABLE.get_ptr_mut(place)
 }
 
-/// How a process ended, where it has.
-///
-/// # Safety
-/// An ending is written once, before it is found.
-#[inline(always)]
-pub(crate) unsafe fn ending(process: &ProcessKey) -> Option<&'static Ending> {
-    // SAFETY: the caller's promise; the maps' values live as long as the program.
-    unsafe {
-        match DEAD.get(process) {
-            None => SURVIVED.get(process),
-            found => found,
-        }
-    }
-}
-
 /// What a CPU shows while it gives the place of a lock away, or 0.
 #[inline(always)]
 pub(crate) fn given_away(cpu: u32) -> Option<*mut u64> {

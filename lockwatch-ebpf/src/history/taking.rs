@@ -18,7 +18,7 @@ use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
-use crate::tables::{LOCKS, add, ending, given_away, held, slot};
+use crate::tables::{DEAD, LOCKS, add, given_away, held, slot};
 use crate::{attention, counters, moment, party, words};
 
 /// Looks at a CPU that is giving a place away, until it has done so: longer than it takes.
@@ -292,7 +292,7 @@ unsafe fn closed(attempt: &Attempt, known: &Entry, now: u64) {
     }
     // It ends in its owner's exit, or with the last descriptor of another.
     // SAFETY: an ending is written once, before it is found.
-    match unsafe { ending(&known.by.process()) } {
+    match unsafe { DEAD.get(known.by.process()) } {
         Some(ending) => {
             let at = match (known.access, ending.status) {
                 (F_WRLCK, status) if status != 0 => attention::after_crash(attempt, now),

@@ -7,9 +7,9 @@ use lockwatch_common::history::{
 use crate::attempt::Attempt;
 use crate::conflict::Met;
 use crate::moment::{Moment, Room};
-use crate::tables::{LOCKS, OWNERS, WAITERS, add, globals, held, refusal};
+use crate::tables::{DEAD, LOCKS, OWNERS, WAITERS, add, globals, held, refusal};
 use crate::taking::now;
-use crate::{attention, conflict, counters, moment, party, tables, words};
+use crate::{attention, conflict, counters, moment, party, words};
 
 /// The attempt waits now, or goes on waiting.
 #[inline(always)]
@@ -127,7 +127,7 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
             _ => None,
         };
         let mut ending = match entry {
-            Some(entry) => tables::ending(&entry.by.process()),
+            Some(entry) => DEAD.get(entry.by.process()),
             None => None,
         };
         let mut of_owner = None;
@@ -137,8 +137,7 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
             && let Some(owner) = OWNERS.get(key.of_owner())
         {
             of_owner = Some((owner.start, owner.tgid));
-            ending =
-                tables::ending(&ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
+            ending = DEAD.get(ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
         }
         if !attended && ending.is_none() {
             return;

@@ -60,8 +60,8 @@ mod tests {
 
     /// The nice value in a line of `/proc/PID/stat`.
     fn nice(stat: &str) -> i32 {
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        fields.skip(16).next().and_then(|field| field.parse().ok()).unwrap()
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.nth(16).and_then(|field| field.parse().ok()).unwrap()
     }
 
     #[test]

@@ -344,6 +344,7 @@ fn policy(config: &Config) -> Policy {
     let permission = |watch: &crate::config::Watch| Permission {
         path: watch.path.get_ref().as_os_str().as_bytes().into(),
         allowed: watch.reclaim,
+        likely: watch.reclaim_likely,
     };
     Policy {
         automatic: config.reclaim.mode == Mode::Reclaim,
@@ -367,6 +368,7 @@ fn job<T>(order: Order) -> Job<Option<T>> {
         locks: order.locks,
         subjects,
         force: false,
+        at_least: order.at_least,
         ticket: None,
     }
 }

@@ -68,9 +68,25 @@ impl House {
 
     /// Starts a daemon and waits until it is ready.
     pub fn start(&self, scene: &Scene, args: &[&str]) -> Result<Daemon> {
-        let daemon = self.launch(scene, args)?;
-        self.wait_for_manager("READY=1")?;
-        Ok(daemon)
+        self.ready(self.launch(scene, args)?)
+    }
+
+    /// Waits until it is ready; says what it does instead where it is not.
+    fn ready(&self, daemon: Daemon) -> Result<Daemon> {
+        let word = "READY=1";
+        let waited = patience::until(&format!("{word} from the daemon"), || {
+            // Asked before: what it said before its end is heard.
+            let ended = daemon.running.has_ended()?;
+            let heard = self.hears(word)?;
+            ensure!(heard.is_some() || !ended, "the daemon ended before it was ready");
+            Ok(heard)
+        });
+        let Err(error) = waited else { return Ok(daemon) };
+        daemon.describe_threads();
+        // What it said so far is told with its end.
+        let _ = daemon.running.signal(Signal::KILL);
+        let _ = daemon.finish();
+        Err(error)
     }
 
     /// Starts a daemon.
@@ -96,9 +112,7 @@ impl House {
         config: &Path,
         surround: impl FnOnce(Invocation) -> Invocation,
     ) -> Result<Daemon> {
-        let daemon = self.launch_from(scene, config, &[], surround)?;
-        self.wait_for_manager("READY=1")?;
-        Ok(daemon)
+        self.ready(self.launch_from(scene, config, &[], surround)?)
     }
 
     fn launch_from(
@@ -141,23 +155,24 @@ impl House {
 
     /// Waits for what the daemon tells its service manager.
     pub fn wait_for_manager(&self, word: &str) -> Result<()> {
-        patience::until(&format!("{word} from the daemon"), || {
-            let mut message = [0; 1024];
-            loop {
-                match self.manager.recv(&mut message) {
-                    Ok(length) => {
-                        let text = String::from_utf8_lossy(&message[..length]).into_owned();
-                        if text.lines().any(|line| line == word) {
-                            return Ok(Some(()));
-                        }
+        patience::until(&format!("{word} from the daemon"), || self.hears(word))
+    }
+
+    /// Takes what the daemon has told its service manager, up to this word.
+    fn hears(&self, word: &str) -> Result<Option<()>> {
+        let mut message = [0; 1024];
+        loop {
+            match self.manager.recv(&mut message) {
+                Ok(length) => {
+                    let text = String::from_utf8_lossy(&message[..length]).into_owned();
+                    if text.lines().any(|line| line == word) {
+                        return Ok(Some(()));
                     }
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(error).context("the manager's socket"),
                 }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error).context("the manager's socket"),
             }
-        })
+        }
     }
 }
 
@@ -264,6 +279,17 @@ impl Daemon {
             }
             Ok(Some(()))
         })
+    }
+
+    /// Notes where in the kernel each of its threads is, as far as can be read.
+    fn describe_threads(&self) {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        for thread in threads.into_iter().flatten().flatten() {
+            let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            let (comm, wait, stack) = (read("comm"), read("wchan"), read("stack"));
+            let stack: Vec<&str> = stack.lines().take(6).collect();
+            note(&format!("thread {} waits in {wait}: {}", comm.trim(), stack.join("; ")));
+        }
     }
 
     /// Its pid.

@@ -64,6 +64,7 @@ impl Capability {
 const CAPABILITIES: u8 = 64;
 
 /// A run that is about to be.
+#[derive(Clone)]
 pub struct Invocation {
     program: PathBuf,
     args: Vec<OsString>,
@@ -285,6 +286,13 @@ impl Running {
     /// Its pid.
     pub fn pid(&self) -> i32 {
         Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool> {
+        let mut wait = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
+        let ready = rustix::event::poll(&mut wait, Some(&Timespec::default()));
+        Ok(ready.context("asking whether the program runs")? > 0)
     }
 
     /// How many bytes it has written to its standard output.

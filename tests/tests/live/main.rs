@@ -25,6 +25,7 @@ mod peers;
 mod reclaim;
 mod reclaim_hooks;
 mod reclaim_inject;
+mod reclaim_killed;
 mod reclaim_nobody;
 mod reclaim_policy;
 mod reclaim_races;
@@ -43,6 +44,7 @@ mod stories;
 mod targets;
 mod tree;
 mod tree_around;
+mod tree_events;
 mod tree_releases;
 mod tree_shell;
 mod unseen;
@@ -72,6 +74,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim_hooks", reclaim_hooks::TESTS),
     ("reclaim_inject", reclaim_inject::TESTS),
     ("reclaim_soak", reclaim_soak::TESTS),
+    ("reclaim_soak", reclaim_killed::TESTS),
     ("reclaim_nobody", reclaim_nobody::TESTS),
     ("reclaim_policy", reclaim_policy::TESTS),
     ("reclaim_races", reclaim_races::TESTS),
@@ -90,6 +93,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("service", service::TESTS),
     ("tree", tree::TESTS),
     ("tree_around", tree_around::TESTS),
+    ("tree_events", tree_events::TESTS),
     ("tree_releases", tree_releases::TESTS),
     ("tree_shell", tree_shell::TESTS),
     ("drill", drill::TESTS),
@@ -101,6 +105,8 @@ const THEMES: &[(&str, &[Test])] = &[
     ("soak_mixed", soak::mixed::TESTS),
     ("soak_kill", soak::kill::TESTS),
     ("soak_traces", soak::traces::TESTS),
+    ("soak_fleet", soak::fleet::TESTS),
+    ("soak_tree", soak::tree::TESTS),
     ("containers", containers::TESTS),
     ("dying", dying::TESTS),
     ("shared_tables", shared_tables::TESTS),

@@ -1,5 +1,7 @@
 //! Scrapes of a running daemon: that the numbers are those of what happened.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(an_orphan_and_a_deadlock_are_counted_once).needs(NEEDS),
     once!(probes_follow_the_daemon).needs(NEEDS),
     once!(both_formats_are_served_and_other_requests_refused).needs(NEEDS),
+    once!(who_hangs_at_the_listener_keeps_the_watch_from_nothing).needs(NEEDS),
     once!(the_daemon_works_with_the_units_capabilities_and_no_others).needs(NEEDS),
     once!(the_kernels_counters_outlive_a_daemon).needs(NEEDS),
 ];
@@ -165,6 +168,29 @@ fn both_formats_are_served_and_other_requests_refused(scene: &mut Scene) -> Resu
         ensure!(!answer.body.contains(&secret), "{secret} is in {}", answer.body);
     }
     same!("another path", get(&socket, "/", "")?.status, 404);
+    daemon.stop()?;
+    Ok(())
+}
+
+fn who_hangs_at_the_listener_keeps_the_watch_from_nothing(scene: &mut Scene) -> Result<()> {
+    let (_house, mut daemon, socket) = begin(scene)?;
+    let beat = "lockwatch_heartbeat_timestamp_seconds";
+    let before = wait_for(&socket, beat, |value| value > 0.0)?;
+    // More than are served at a time: some ask for half, some for all and read nothing of it.
+    let mut hanging = Vec::new();
+    for number in 0..64 {
+        let mut stream = UnixStream::connect(&socket).context("connecting")?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let part = if number % 2 == 0 { request.len() / 2 } else { request.len() };
+        stream.write_all(&request.as_bytes()[..part]).context("asking")?;
+        hanging.push(stream);
+    }
+    scene.play(LEAKED)?;
+    daemon.expect("orphaned", |event| event["lock"]["watch"] == "aim")?;
+    scene.play("heir: exit 0")?;
+    daemon.expect("recovered", |event| event["lock"]["watch"] == "aim")?;
+    drop(hanging);
+    wait_for(&socket, beat, |value| value > before)?;
     daemon.stop()?;
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,8 +37,6 @@ pub(crate) const TESTS: &[Test] = &[
     once!(gc_answers_when_the_tree_shows_what_is).needs(NEEDS),
     once!(nothing_can_be_made_removed_or_renamed).needs(NEEDS),
     once!(poll_wakes_when_a_value_changes).needs(NEEDS),
-    once!(every_reader_of_events_gets_all_since_it_opened).needs(NEEDS),
-    once!(a_reader_that_does_not_want_to_wait_need_not).needs(NEEDS),
 ];
 
 /// `owner` holds an exclusive flock on the watched file.
@@ -514,7 +512,7 @@ fn nothing_can_be_made_removed_or_renamed(scene: &mut Scene) -> Result<()> {
 }
 
 /// What a file is ready for within that time.
-fn ready(file: &File, wait: Duration) -> Result<PollFlags> {
+pub(crate) fn ready(file: &File, wait: Duration) -> Result<PollFlags> {
     let flags = PollFlags::IN | PollFlags::PRI;
     let mut polled = [PollFd::new(file, flags)];
     rustix::event::poll(&mut polled, Some(&Timespec::try_from(wait)?)).context("poll")?;
@@ -554,68 +552,6 @@ fn poll_wakes_when_a_value_changes(scene: &mut Scene) -> Result<()> {
         let flags = ready(file, at_once)?;
         ensure!(flags.is_empty() || name == "status", "{name}: read, and ready again");
     }
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-/// Reads lines until an event of a kind about a file has come; the kinds of those about the file.
-fn kinds_until(file: &mut File, path: &str, last: &str) -> Result<Vec<String>> {
-    let (mut text, mut chunk) = (Vec::new(), [0; 512]);
-    loop {
-        let length = file.read(&mut chunk).context("events")?;
-        ensure!(length > 0, "events ended");
-        text.extend_from_slice(&chunk[..length]);
-        if text.last() != Some(&b'\n') {
-            continue;
-        }
-        let mut kinds = Vec::new();
-        for line in std::str::from_utf8(&text)?.lines() {
-            let event: serde_json::Value = serde_json::from_str(line).context(line.to_owned())?;
-            if event["lock"]["file"]["path"] != path {
-                continue;
-            }
-            kinds.push(event["kind"].as_str().context("no kind")?.to_owned());
-        }
-        if kinds.iter().any(|kind| kind == last) {
-            return Ok(kinds);
-        }
-    }
-}
-
-fn every_reader_of_events_gets_all_since_it_opened(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::begin(scene, QUICK)?;
-    let mut first = File::open(garden.path("events"))?;
-    let mut second = File::open(garden.path("events"))?;
-    let path = scene.path_text("lock")?;
-    scene.play(LEAKED)?;
-    same!("first", kinds_until(&mut first, &path, "orphaned")?, ["orphaned"]);
-    let mut late = File::open(garden.path("events"))?;
-    scene.play("heir: exit 0")?;
-    same!("first", kinds_until(&mut first, &path, "recovered")?, ["recovered"]);
-    same!("late", kinds_until(&mut late, &path, "recovered")?, ["recovered"]);
-    let all = ["orphaned", "recovered"];
-    same!("second", kinds_until(&mut second, &path, "recovered")?, all);
-    garden.daemon.stop()?;
-    Ok(())
-}
-
-fn a_reader_that_does_not_want_to_wait_need_not(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::begin(scene, QUICK)?;
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NONBLOCK);
-    let mut events = options.open(garden.path("events"))?;
-    let mut chunk = [0; 100];
-    // Others may have made events meanwhile.
-    let error = loop {
-        if let Err(error) = events.read(&mut chunk) {
-            break error;
-        }
-    };
-    same!("nothing more", error.kind(), ErrorKind::WouldBlock);
-    scene.play(LEAKED)?;
-    let flags = ready(&events, patience::stretched(patience::USUAL))?;
-    ensure!(flags.contains(PollFlags::IN), "woke with {flags:?}");
-    ensure!(events.read(&mut chunk)? > 0, "ready, and nothing there");
     garden.daemon.stop()?;
     Ok(())
 }

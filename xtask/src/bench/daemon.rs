@@ -49,12 +49,7 @@ pub(super) fn run(args: &DaemonArgs) -> Result<ExitCode> {
         None => build::run()?,
     };
     if !args.inside {
-        let own = std::env::current_exe().context("finding this program's file")?;
-        let mut again = privilege::command(Path::new("unshare"), &[]);
-        again.args(["--mount", "--propagation", "private"]).arg(own);
-        again.args(["bench", "daemon", "--inside", "--binary"]).arg(binary);
-        again.args(args.quick.then_some("--quick"));
-        return Ok(command::exit_code(command::status(&mut again)?));
+        return inside("daemon", &binary, args.quick);
     }
     let (deaths, seconds) = if args.quick { (20, 6) } else { (200, 60) };
     let house = House::new()?;
@@ -82,6 +77,16 @@ pub(super) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     drop(crowd);
     drop(daemon);
     report(idle, &quiet, &loaded, deaths, (before, resident))
+}
+
+/// The same again, as root and in mounts of its own.
+pub(super) fn inside(subject: &str, binary: &Path, quick: bool) -> Result<ExitCode> {
+    let own = std::env::current_exe().context("finding this program's file")?;
+    let mut again = privilege::command(Path::new("unshare"), &[]);
+    again.args(["--mount", "--propagation", "private"]).arg(own);
+    again.args(["bench", subject, "--inside", "--binary"]).arg(binary);
+    again.args(quick.then_some("--quick"));
+    Ok(command::exit_code(command::status(&mut again)?))
 }
 
 fn report(
@@ -142,18 +147,23 @@ fn report(
 }
 
 /// The value that so large a part of the sorted values does not exceed.
-fn at(sorted: &[f64], part: f64) -> Option<f64> {
+pub(super) fn at(sorted: &[f64], part: f64) -> Option<f64> {
     let place = (part * sorted.len() as f64).ceil() as usize;
     sorted.get(place.saturating_sub(1)).copied()
 }
 
 /// A folder with a configuration, and what the daemon leaves.
-struct House {
-    path: PathBuf,
+pub(super) struct House {
+    pub(super) path: PathBuf,
 }
 
 impl House {
     fn new() -> Result<Self> {
+        Self::with("grace = \"250ms\"")
+    }
+
+    /// With more in the configuration, in which `HOUSE` is the folder.
+    pub(super) fn with(more: &str) -> Result<Self> {
         let path = PathBuf::from(format!("/run/lockwatch-bench-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         let house = Self { path };
@@ -170,7 +180,8 @@ impl House {
             house.config(),
             format!(
                 "mount = \"{at}/tree\"\nstate_dir = \"{at}/bpf/lockwatch\"\n\
-                 metrics_listen = \"unix:{at}/metrics.sock\"\ngrace = \"250ms\"\n"
+                 metrics_listen = \"unix:{at}/metrics.sock\"\n{}\n",
+                more.replace("HOUSE", &at.to_string())
             ),
         )
         .context("the configuration")?;
@@ -186,7 +197,7 @@ impl House {
     }
 
     /// Starts a daemon and waits until it has read the kernel's lists.
-    fn daemon(&self, binary: &Path) -> Result<Daemon> {
+    pub(super) fn daemon(&self, binary: &Path) -> Result<Daemon> {
         let mut command = Command::new(binary);
         command.arg("daemon").arg("--config").arg(self.config()).arg("--log").arg(self.log());
         let child = command.stdout(Stdio::null()).spawn().context("the daemon")?;
@@ -253,7 +264,7 @@ fn of_the_day(text: &str) -> Option<f64> {
 }
 
 /// The daemon under test. Its pins go with it.
-struct Daemon {
+pub(super) struct Daemon {
     child: Child,
     binary: PathBuf,
     config: PathBuf,
@@ -306,12 +317,12 @@ impl Drop for Daemon {
 }
 
 /// Processes that take and give up locks without a pause, one for each processor.
-struct Load {
+pub(super) struct Load {
     children: Vec<Child>,
 }
 
 impl Load {
-    fn start(folder: &Path) -> Result<Self> {
+    pub(super) fn start(folder: &Path) -> Result<Self> {
         let mut load = Self { children: Vec::new() };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         for number in 0..processors {

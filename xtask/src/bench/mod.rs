@@ -15,6 +15,7 @@ mod overhead;
 mod reclaim;
 mod report;
 mod scenario;
+mod serve;
 mod table;
 mod unseen;
 
@@ -47,6 +48,9 @@ pub(crate) enum Subject {
     Reclaim(reclaim::ReclaimArgs),
     /// How soon the daemon tells of an orphan, and its memory and processor time
     Daemon(daemon::DaemonArgs),
+    /// A walk through the tree with 1,000 locks, beside the same files on a tmpfs, and a scrape with
+    /// 100,000
+    Serve(serve::ServeArgs),
 }
 
 /// How `bench scan` is to be run.
@@ -73,6 +77,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
         Subject::Overhead(args) => return overhead::run(args),
         Subject::Reclaim(args) => return reclaim::run(args),
         Subject::Daemon(args) => return daemon::run(args),
+        Subject::Serve(args) => return serve::run(args),
     };
     let binary = match &args.binary {
         Some(binary) => {

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::plan::{Holder, Method, Plan};
-use crate::engine::classify::Confidence;
+use crate::engine::classify::{Confidence, Reason};
 use crate::engine::identity::{LockKind, Range, RecordedPid};
 use crate::engine::view::View;
 
@@ -136,6 +136,13 @@ fn not_excluded(plan: &Plan, view: &View) -> Vec<String> {
         open.push(
             "that the lock is held by right after all: the verdict is likely, not certain, \
              because nobody watched when it was taken"
+                .into(),
+        );
+    }
+    if plan.reason == Some(Reason::ScmRights) {
+        open.push(
+            "that whoever has the socket is about to receive the descriptor, and relies on the lock \
+             that it was sent with"
                 .into(),
         );
     }

@@ -189,4 +189,40 @@ mod tests {
         assert!(!text.contains("\nlockwatch_heartbeat_timestamp_seconds "), "{text}");
         assert!(text.contains("lockwatch_gc_runs_total 0\n"), "{text}");
     }
+
+    #[test]
+    fn a_scrape_that_is_stuck_keeps_the_daemon_from_nothing() {
+        let (free, stuck) = std::sync::mpsc::channel::<()>();
+        let (stuck, (at_work, works)) = (Mutex::new(stuck), std::sync::mpsc::channel());
+        let ask: AskKernel = Box::new(move || {
+            at_work.send(()).unwrap();
+            // Until the other end is dropped.
+            let _ = stuck.lock().unwrap().recv();
+            Err(io::Error::other("stuck"))
+        });
+        let board = Board::new("0", "6.18".into(), 0, Duration::from_secs(60), Some(ask));
+        let board = Arc::new(board);
+        let scrape = std::thread::spawn({
+            let board = Arc::clone(&board);
+            move || board.metrics(Format::Prometheus)
+        });
+        works.recv().unwrap();
+        let (done, published) = std::sync::mpsc::channel();
+        let daemon = std::thread::spawn({
+            let board = Arc::clone(&board);
+            move || {
+                board.beat(1);
+                board.tell(&Tally::default());
+                board.show(Counts::default());
+                board.swept();
+                board.mounted(true);
+                done.send(()).unwrap();
+            }
+        });
+        let is_published = published.recv_timeout(Duration::from_secs(10)).is_ok();
+        drop(free);
+        daemon.join().unwrap();
+        assert!(is_published, "the daemon waited for a scrape");
+        assert!(scrape.join().unwrap().contains("lockwatch_gc_runs_total"));
+    }
 }

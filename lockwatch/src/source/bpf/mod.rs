@@ -40,7 +40,7 @@ pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
 pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::{again, explain, prepare};
+pub use unseen::{Loading, again, explain, prepare};
 use window::{MappedWalked, MappedWindow};
 
 use crate::engine::identity::{BootTime, Dev, RecordedPid};
@@ -116,6 +116,8 @@ pub struct Reading {
     pub begun: BootTime,
     /// When it had ended.
     pub ended: BootTime,
+    /// The search for what no fd table shows, being loaded already because there will be use for it.
+    pub hunt: Option<Loading>,
 }
 
 /// Takes one snapshot.
@@ -129,7 +131,7 @@ pub fn read() -> Result<Reading, BpfError> {
     let known = Acquaintance::default();
     let mut snapshots = Snapshots { iterator, seeds, large: true, known };
     log::debug!("loaded");
-    let reading = snapshots.take(begun);
+    let reading = snapshots.take(begun, unseen::prepare_early);
     snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
     let mut reading = reading?;
     enrich::births(&mut reading.snapshot).map_err(BpfError::Proc)?;
@@ -183,12 +185,17 @@ impl Snapshots {
         let begun = now();
         self.seeds.take_anew().map_err(BpfError::Seeds)?;
         self.iterator.begin_anew();
-        let reading = self.take(begun);
+        let reading = self.take(begun, |_| None);
         self.seeds.give_up().map_err(BpfError::Seeds)?;
         reading
     }
 
-    fn take(&mut self, begun: BootTime) -> Result<Reading, BpfError> {
+    /// `early` is asked as soon as the facts are there, before they are completed.
+    fn take(
+        &mut self,
+        begun: BootTime,
+        early: impl FnOnce(&Snapshot) -> Option<Loading>,
+    ) -> Result<Reading, BpfError> {
         let seeds = &self.seeds;
         let mut assembler = Assembler::new(seeds.descriptor());
         let take = |record: Record<'_>| assembler.take(record);
@@ -201,9 +208,10 @@ impl Snapshots {
         log_reading(&state);
         let ended = now();
         let (mut snapshot, loose, own_files) = assembler.finish();
+        let hunt = early(&snapshot);
         snapshot.limits.extend(limits(&state, seeds));
         enrich::enrich(&mut snapshot, &loose, &mut self.known).map_err(BpfError::Proc)?;
-        Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
+        Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended, hunt })
     }
 }
 

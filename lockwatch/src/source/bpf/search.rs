@@ -112,9 +112,11 @@ impl Hunt {
         })
     }
 
-    /// Has the mappings left out where they can tell nothing of who holds what is looked for.
-    pub(super) fn be_quick(&mut self) {
-        self.is_quick = true;
+    /// The same for one who looks again and again: mappings are left out where they can tell nothing
+    /// of who holds what is looked for.
+    #[must_use]
+    pub fn made_quick(self) -> Self {
+        Self { is_quick: true, ..self }
     }
 
     /// Looks for each of `wanted` from now on; false where there is no room for so many.

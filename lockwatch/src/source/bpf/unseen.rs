@@ -3,6 +3,7 @@
 //! Refuses to fail: what cannot be searched is told, and the lock stays unexplained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread::JoinHandle;
 
 use super::kernel_users::KernelUsers;
 use super::search::Hunt;
@@ -13,15 +14,34 @@ use crate::engine::snapshot::{
     FileIx, Hides, Limit, Place, PlaceKind, Reference, Search, Snapshot, Via,
 };
 
-/// Loads a search before there is anything to look for, to be made again and again: to load it takes
-/// longer than to look.
+/// Loads a search before there is anything to look for: to load it takes longer than to look.
 ///
 /// # Errors
 /// Where this kernel or these privileges do not allow it.
 pub fn prepare() -> Result<Hunt, BpfError> {
-    let mut hunt = Hunt::new(BTreeMap::new())?;
-    hunt.be_quick();
-    Ok(hunt)
+    Hunt::new(BTreeMap::new())
+}
+
+/// A search that is being loaded.
+pub struct Loading(JoinHandle<Result<Hunt, BpfError>>);
+
+impl Loading {
+    /// Waits until it is loaded; `None` where it could not be, which who loads it anew is told.
+    pub fn wait(self) -> Option<Hunt> {
+        self.0.join().ok()?.ok()
+    }
+}
+
+/// Begins to load a search where a file that has a lock is open nowhere: what is done with the rest
+/// of the facts takes about as long.
+pub(super) fn prepare_early(snapshot: &Snapshot) -> Option<Loading> {
+    let mut open = vec![false; snapshot.files.len()];
+    for reference in &snapshot.references {
+        open[reference.file.0 as usize] = true;
+    }
+    let mut locks = snapshot.locks.iter().filter(|lock| !lock.kind.belongs_to_fd_table());
+    locks.find(|lock| !open[lock.file.0 as usize])?;
+    std::thread::Builder::new().spawn(prepare).ok().map(Loading)
 }
 
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`. Answers with

@@ -273,7 +273,15 @@ fn keep_endings(
     for process in kept.iter().filter(|process| !endings.contains_key(process)) {
         sys::remove(survived, process).map_err(&failed)?;
     }
-    for (process, ending) in endings.iter().filter(|(process, _)| !kept.contains(process)) {
+    for (process, ending) in endings {
+        if kept.contains(process) {
+            // The programs ask that one.
+            let there: Option<Ending> = sys::get(fd(&tables.dead), process).map_err(&failed)?;
+            if there.is_none() {
+                sys::put(fd(&tables.dead), process, ending, Write::Any).map_err(&failed)?;
+            }
+            continue;
+        }
         match sys::put(survived, process, ending, Write::Any) {
             Ok(()) => {}
             // Full: as long as the other table has it, it is known.

@@ -137,7 +137,7 @@ impl Reader {
     pub fn prepare(&mut self) {
         let is_first = !std::mem::replace(&mut self.prepared, true);
         if is_first {
-            self.hunt = bpf::prepare().ok();
+            self.hunt = bpf::prepare().ok().map(Hunt::made_quick);
         }
         if is_first || std::mem::take(&mut self.was_large) {
             give_back_memory();

@@ -2,11 +2,14 @@
 //!
 //! What happens is provoked by crowds of the rig, which write down what they did.
 
+pub(crate) mod fleet;
+mod hammer;
 pub(crate) mod kill;
 pub(crate) mod mixed;
 pub(crate) mod ordinary;
 pub(crate) mod races;
 pub(crate) mod traces;
+pub(crate) mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
