@@ -27,7 +27,7 @@ use super::readings::Readings;
 use super::reclaims::{self, Job, Reclaims, Surroundings};
 use super::scrapes::{PULSE, Scrapes};
 use super::tree::{Obeyed, Tree, Wanted};
-use super::{nanos, now};
+use super::{nanos, now, urgency};
 use crate::config::{Config, Mode};
 use crate::engine::input::{
     FileId, Input, Output, Permission, Policy, Settings, Started, Watched, Wrote,
@@ -101,6 +101,9 @@ pub(super) async fn watch(
         told_orphans: None,
         scrapes,
     };
+    if let Err(error) = urgency::prefer_this_thread() {
+        log::info!("orphans may be told late while the processors are busy: {error}");
+    }
     let started = Started {
         last_seq: kernel.last_seq(),
         told: kernel.told(),

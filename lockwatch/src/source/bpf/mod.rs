@@ -3,6 +3,7 @@
 //! Refuses to run where it would have to guess: every failure to load is one error that says which
 //! step failed and what that means.
 
+mod acquaintance;
 mod assemble;
 pub mod btf;
 mod enrich;
@@ -23,6 +24,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::mpsc::sync_channel;
 
+use acquaintance::Acquaintance;
 use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
@@ -41,8 +43,8 @@ use seeds::Seeds;
 pub use unseen::{Loading, again, explain, prepare};
 use window::{MappedWalked, MappedWindow};
 
-use crate::engine::identity::{BootTime, Dev};
-use crate::engine::snapshot::{Hides, Limit, Snapshot};
+use crate::engine::identity::{BootTime, Dev, RecordedPid};
+use crate::engine::snapshot::{Hides, Limit, Lock, Snapshot};
 
 /// Why no snapshot can be taken with BPF.
 #[derive(Debug, thiserror::Error)]
@@ -126,11 +128,31 @@ pub fn read() -> Result<Reading, BpfError> {
     let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let iterator = TaskFileIterator::load(seeds.descriptor())?;
-    let mut snapshots = Snapshots { iterator, seeds, large: true };
+    let known = Acquaintance::default();
+    let mut snapshots = Snapshots { iterator, seeds, large: true, known };
     log::debug!("loaded");
     let reading = snapshots.take(begun, unseen::prepare_early);
     snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
-    reading
+    let mut reading = reading?;
+    enrich::births(&mut reading.snapshot).map_err(BpfError::Proc)?;
+    Ok(reading)
+}
+
+/// Finds out how births can be ordered by pid, for a snapshot of [`Snapshots`]; only what history
+/// does not know takes it.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn order_births(snapshot: &mut Snapshot) -> Result<(), BpfError> {
+    let is_known = |lock: &Lock| {
+        let here = matches!(lock.acquirer,
+            RecordedPid::Local(pid) if snapshot.processes.contains_key(&pid));
+        here || lock.taken.is_some()
+    };
+    if snapshot.locks.iter().all(is_known) {
+        return Ok(());
+    }
+    enrich::births(snapshot).map_err(BpfError::Proc)
 }
 
 /// The loaded program, for one snapshot after the other.
@@ -139,6 +161,7 @@ pub struct Snapshots {
     seeds: Seeds,
     /// Whether there is so much to read that it is worth a thread.
     large: bool,
+    known: Acquaintance,
 }
 
 impl Snapshots {
@@ -151,10 +174,10 @@ impl Snapshots {
         let iterator = TaskFileIterator::load(seeds.descriptor())?;
         // Between two snapshots nobody is to see them.
         seeds.give_up().map_err(BpfError::Seeds)?;
-        Ok(Self { iterator, seeds, large: false })
+        Ok(Self { iterator, seeds, large: false, known: Acquaintance::default() })
     }
 
-    /// Takes one snapshot.
+    /// Takes one snapshot, without [`Snapshot::births`].
     ///
     /// # Errors
     /// Where the iterator fails.
@@ -187,7 +210,7 @@ impl Snapshots {
         let (mut snapshot, loose, own_files) = assembler.finish();
         let hunt = early(&snapshot);
         snapshot.limits.extend(limits(&state, seeds));
-        enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
+        enrich::enrich(&mut snapshot, &loose, &mut self.known).map_err(BpfError::Proc)?;
         Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended, hunt })
     }
 }

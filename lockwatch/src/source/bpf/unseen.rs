@@ -140,7 +140,6 @@ fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
 /// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
 /// else.
 fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
-    let users = KernelUsers::read();
     let elsewhere: BTreeSet<Owner> = snapshot
         .places
         .iter()
@@ -148,10 +147,13 @@ fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
         .chain(snapshot.references.iter().filter_map(|reference| reference.description))
         .filter(|description| wanted.contains_key(description))
         .collect();
-    for (&description, file) in wanted {
-        if elsewhere.contains(&description) {
-            continue;
-        }
+    let nowhere = wanted.iter().filter(|(description, _)| !elsewhere.contains(description));
+    let nowhere: Vec<(Owner, FileIx)> = nowhere.map(|(&owner, &file)| (owner, file)).collect();
+    let users = match nowhere.is_empty() {
+        true => KernelUsers::none(),
+        false => KernelUsers::read(),
+    };
+    for (description, file) in nowhere {
         let file = &snapshot.files[file.0 as usize];
         snapshot.places.extend(users.of(file).map(|what| Place {
             description,
