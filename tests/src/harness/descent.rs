@@ -44,6 +44,17 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     })
 }
 
+/// Every process below `root` that lives, with its start.
+pub fn alive_below(root: i32) -> Result<Vec<(i32, u64)>> {
+    let start = |pid| stat(pid).filter(|stat| stat.state != 'Z').map(|stat| (pid, stat.start));
+    Ok(descendants(root)?.into_iter().filter_map(start).collect())
+}
+
+/// Whether a process lives still.
+pub fn is_alive((pid, start): (i32, u64)) -> bool {
+    stat(pid).is_some_and(|stat| stat.state != 'Z' && stat.start == start)
+}
+
 /// Every process below `root`, zombies included.
 pub(super) fn descendants(root: i32) -> Result<Vec<i32>> {
     let mut parents = Vec::new();

@@ -13,7 +13,7 @@ pub mod capability;
 mod cast;
 pub mod control_group;
 pub mod daemon;
-mod descent;
+pub mod descent;
 pub mod invocation;
 mod options;
 pub mod patience;

@@ -4,6 +4,7 @@
 //! each line of output is what the program above it printed, and each is also judged.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use anyhow::{Context as _, Result, ensure};
 use lockwatch_tests::harness::daemon::{Daemon, House};
 use lockwatch_tests::harness::invocation::Running;
 use lockwatch_tests::harness::scrape::samples;
-use lockwatch_tests::harness::{Run, Scene, Test, capability, patience, place, tell};
+use lockwatch_tests::harness::{Run, Scene, Test, capability, descent, patience, place, tell};
 use lockwatch_tests::rig::language::escape;
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
 
-pub(crate) const TESTS: &[Test] = &[once!(the_night_of_the_incident_ends_all_clear).needs(&[
+const NEEDS: &[&str] = &[
     "root",
     "iter/task_file",
     "tp_btf",
@@ -27,7 +28,24 @@ pub(crate) const TESTS: &[Test] = &[once!(the_night_of_the_incident_ends_all_cle
     "pidfd_getfd",
     "kcmp",
     "program:sh",
-])];
+];
+const AND_A_SESSION: &[&str] = &[
+    "root",
+    "iter/task_file",
+    "tp_btf",
+    "mounts",
+    "pidns",
+    "fuse",
+    "pidfd_getfd",
+    "kcmp",
+    "program:sh",
+    "program:setsid",
+];
+
+pub(crate) const TESTS: &[Test] = &[
+    once!(the_night_of_the_incident_ends_all_clear).needs(NEEDS),
+    once!(a_night_that_is_interrupted_leaves_nothing_behind).needs(AND_A_SESSION),
+];
 
 /// The file that steers a dozen drones. Nobody else's: `/srv` is the test's own.
 const FILE: &str = "/srv/aim/aim_lock_config.conf";
@@ -60,6 +78,32 @@ fn the_night_of_the_incident_ends_all_clear(scene: &mut Scene) -> Result<()> {
     night.the_watchdog_takes_over(scene)?;
     night.all_is_clear(scene)?;
     tell(&format!("\nThat took {:.1} s.", begun.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// As Ctrl-C does it: everybody in the group gets the signal.
+fn a_night_that_is_interrupted_leaves_nothing_behind(scene: &mut Scene) -> Result<()> {
+    let own = std::env::current_exe().context("this program")?;
+    let own = own.to_str().context("this program's path is not UTF-8")?;
+    let tmp = scene.new_folder("tmp")?;
+    let night = "drill::the_night_of_the_incident_ends_all_clear";
+    let drill = scene.program("setsid", &[own, "--aloud", "--exact", night])?;
+    let drill = drill.env("TMPDIR", &tmp).start()?;
+    // The daemon runs by then, and Locksmith.
+    let told = CLEAN.len() + WATCH.len() + 300;
+    patience::until("the story has begun", || Ok((drill.written_so_far() > told).then_some(())))?;
+    let playing = descent::alive_below(drill.pid())?;
+    ensure!(playing.len() > 3, "only {playing:?} play");
+    let group = rustix::process::Pid::from_raw(drill.pid()).context("no group")?;
+    rustix::process::kill_process_group(group, Signal::INT).context("Ctrl-C")?;
+    let run = drill.patiently().finish()?;
+    run.exits(130)?;
+    let left: Vec<_> = playing.into_iter().filter(|process| descent::is_alive(*process)).collect();
+    ensure!(left.is_empty(), "these are left: {left:?}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains("fuse.lockwatch"), "a tree is left: {mounts}");
+    let left: Vec<_> = fs::read_dir(&tmp)?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "files are left: {left:?}");
     Ok(())
 }
 
@@ -280,7 +324,11 @@ impl Night {
     fn until(&self, name: &str, value: &str) -> Result<()> {
         let mut last = String::new();
         let said = patience::until(&format!("{name} says {value:?}"), || {
-            last = fs::read_to_string(tree(FOLDER).join(name)).context(name.to_owned())?;
+            last = match fs::read_to_string(tree(FOLDER).join(name)) {
+                // The daemon is ready a moment before the tree shows its first view.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                text => text.context(name.to_owned())?,
+            };
             Ok((last.trim_end() == value).then_some(()))
         });
         said.with_context(|| format!("it said {last:?} last"))

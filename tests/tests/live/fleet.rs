@@ -21,6 +21,9 @@ pub(crate) const NEEDS: &[&str] = &[
     "tp_btf",
     "mounts",
     "netns",
+    "fuse",
+    "pidfd_getfd",
+    "kcmp",
     "program:ip",
     "program:nsenter",
     "program:unshare",
@@ -64,8 +67,10 @@ fn queries_give_the_numbers_of_what_happened_on_three_machines(scene: &mut Scene
         (1..=3).map(|number| network.machine(scene, number)).collect::<Result<_>>()?;
     let path = scene.path_text("lock")?;
     let watch = format!("[[watch]]\nname = \"aim\"\npath = \"{path}\"");
+    let audit = house.path("audit.jsonl");
+    let reclaim = format!("[reclaim]\nmode = \"reclaim\"\naudit = \"{}\"", audit.display());
     let configurations = [
-        ("a", format!("gc_interval = \"200ms\"\ngrace = \"50ms\"\n{watch}")),
+        ("a", format!("gc_interval = \"200ms\"\ngrace = \"50ms\"\n{reclaim}\n{watch}")),
         ("b", "gc_interval = \"1s\"\ngrace = \"100ms\"".to_owned()),
         ("c", "gc_interval = \"500ms\"\ngrace = \"50ms\"\nlong_wait = \"300ms\"".to_owned()),
     ];
@@ -136,8 +141,17 @@ fn numbers(
 
     every_panel_has_data(prometheus)?;
 
-    // The orphan ends.
-    scene.play("heir: exit 0")?;
+    // The orphan is reclaimed, by who wrote a 0 into the tree of one machine.
+    let reclaims = |machine: usize| {
+        format!(
+            "sum(lockwatch_reclaims_total{{result=\"released\",instance=\"{}\"}})",
+            targets[machine]
+        )
+    };
+    prometheus.wait_for(&reclaims(0), |values| values == [0.0])?;
+    fs::write(house.path("a.tree/locks/aim/locked"), "0\n").context("the release")?;
+    prometheus.wait_for(&reclaims(0), |values| values == [1.0])?;
+    prometheus.wait_for(&reclaims(1), |values| values == [0.0])?;
     prometheus.wait_for("lockwatch_watched_lock_hot{name=\"aim\"}", |values| values == [0.0])?;
 
     // A daemon that stands still: it cannot be scraped, and its heart stopped when it did.

@@ -6,10 +6,11 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::daemon::House;
 use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
+use rustix::process::Signal;
 
 use crate::stories::LEAKED;
 use crate::tree::{Garden, NEEDS, QUICK};
@@ -18,6 +19,15 @@ const AND_NOBODY: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "fus
 
 pub(crate) const TESTS: &[Test] = &[
     once!(others_see_what_they_could_see_anyway_and_write_nothing).needs(AND_NOBODY),
+    once!(where_others_may_not_come_near_it_is_roots_alone).needs(AND_NOBODY),
+    once!(who_waits_for_a_daemon_that_stands_still_can_be_killed).needs(&[
+        "root",
+        "iter/task_file",
+        "tp_btf",
+        "mounts",
+        "fuse",
+        "program:cat",
+    ]),
     once!(the_tree_is_mounted_over_what_a_killed_daemon_left).needs(NEEDS),
     once!(the_tree_goes_with_the_daemon_and_takes_its_folder_along).needs(NEEDS),
     once!(a_mount_point_in_use_is_refused_in_one_line).needs(NEEDS),
@@ -104,6 +114,47 @@ fn others_see_what_they_could_see_anyway_and_write_nothing(scene: &mut Scene) ->
     Ok(())
 }
 
+fn where_others_may_not_come_near_it_is_roots_alone(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, &format!("{QUICK}\ntree_allow_other = false"))?;
+    let status = garden.path("status");
+    let read = || {
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| -> Result<Option<i32>> {
+                become_nobody()?;
+                Ok(fs::read(&status).err().map(|error| error.raw_os_error().unwrap_or(-1)))
+            });
+            reader.join().map_err(|_| anyhow::anyhow!("it panicked"))?
+        })
+    };
+    same!("nobody reads the status", read()?, Some(libc::EACCES));
+    garden.hot()?;
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+fn who_waits_for_a_daemon_that_stands_still_can_be_killed(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    garden.hot()?;
+    let paths = ["status", "locks/guarded/state", "events"].map(|name| garden.path(name));
+    garden.daemon.freeze()?;
+    let mut readers = Vec::new();
+    for path in &paths {
+        readers.push(scene.program("cat", &[&path.display().to_string()])?.start()?);
+    }
+    std::thread::sleep(patience::stretched(Duration::from_millis(200)));
+    let killed = Instant::now();
+    for reader in readers {
+        reader.signal(Signal::KILL)?;
+        let run = reader.finish()?;
+        ensure!(run.code().is_none(), "cat did not wait");
+    }
+    ensure!(killed.elapsed() < patience::stretched(Duration::from_secs(2)), "they lingered");
+    garden.daemon.signal(Signal::CONT)?;
+    garden.hot()?;
+    garden.daemon.stop()?;
+    Ok(())
+}
+
 fn the_tree_is_mounted_over_what_a_killed_daemon_left(scene: &mut Scene) -> Result<()> {
     let mut garden = Garden::begin(scene, QUICK)?;
     for _ in 0..2 {
@@ -125,11 +176,18 @@ fn the_tree_goes_with_the_daemon_and_takes_its_folder_along(scene: &mut Scene) -
     let garden = Garden::watching(scene, "")?;
     let mut events = File::open(garden.path("events"))?;
     let state = File::open(garden.path("locks/guarded/state"))?;
-    let reader = std::thread::spawn(move || events.read(&mut [0; 100]).map(drop));
+    // Events of others may come first.
+    let reader = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = events.read(&mut [0; 1000]) {
+                return error;
+            }
+        }
+    });
     std::thread::sleep(Duration::from_millis(100));
     let (path, started) = (garden.path(""), Instant::now());
     garden.daemon.stop()?;
-    let Ok(Err(error)) = reader.join() else { bail!("the reader got something") };
+    let error = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?;
     ensure!(started.elapsed() < patience::stretched(Duration::from_secs(3)), "it took too long");
     let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENODEV, libc::EIO].map(Some);
     ensure!(dead.contains(&error.raw_os_error()), "the reader got {error}");

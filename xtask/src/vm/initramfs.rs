@@ -21,11 +21,11 @@ const RUN_FILE: &str = "vm/run.json";
 const MODULES: [&str; 4] = ["fuse", "overlay", "loop", "unix_diag"];
 
 /// The tools that live tests may call. Only the first must be there.
-const TOOLS: [&str; 40] = [
+const TOOLS: [&str; 41] = [
     "sh", "flock", "unshare", "lslocks", "nsenter", "setpriv", "mount", "umount", "losetup",
     "kill", "prlimit", "cat", "ls", "cp", "mv", "rm", "ln", "mkdir", "rmdir", "touch", "sleep",
     "true", "false", "id", "env", "timeout", "stat", "dd", "head", "seq", "uname", "dmesg", "ip",
-    "echo", "busybox", "grep", "find", "tail", "wc", "sort",
+    "echo", "busybox", "grep", "find", "tail", "wc", "sort", "setsid",
 ];
 
 /// The folders of a merged `/usr`, so that a tool is found by either of its paths.

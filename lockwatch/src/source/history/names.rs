@@ -18,13 +18,40 @@ use crate::source::procfs::stat::Stat;
 /// Names that were looked up, by what they belong to.
 #[derive(Debug, Default)]
 pub struct Names {
-    executables: BTreeMap<(ProcessId, u64), Option<Box<[u8]>>>,
-    groups: BTreeMap<u64, Option<Box<[u8]>>>,
+    executables: Kept<(ProcessId, u64)>,
+    groups: Kept<u64>,
     hierarchy: Option<Option<Hierarchy>>,
 }
 
-/// Names that are kept; beyond, all are looked up anew.
-const KEPT: usize = 64 * 1024;
+/// Names that are kept for certain since they were asked for last; of as many more, some may be.
+const KEPT: usize = 8 * 1024;
+
+/// Names that were asked for lately: those that nobody asks for any more make room.
+#[derive(Debug)]
+struct Kept<K> {
+    young: BTreeMap<K, Option<Box<[u8]>>>,
+    old: BTreeMap<K, Option<Box<[u8]>>>,
+}
+
+impl<K> Default for Kept<K> {
+    fn default() -> Self {
+        Self { young: BTreeMap::new(), old: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord> Kept<K> {
+    fn get(&mut self, key: K, look_up: impl FnOnce() -> Option<Box<[u8]>>) -> Option<Box<[u8]>> {
+        if let Some(name) = self.young.get(&key) {
+            return name.clone();
+        }
+        let name = self.old.remove(&key).unwrap_or_else(look_up);
+        if self.young.len() == KEPT {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, name.clone());
+        name
+    }
+}
 
 impl Names {
     /// A process as the tables have it, with what can be told of it now.
@@ -45,19 +72,12 @@ impl Names {
         if ino == 0 {
             return None;
         }
-        if self.executables.len() > KEPT {
-            self.executables.clear();
-        }
-        self.executables.entry((id, ino)).or_insert_with(|| executable(id, ino)).clone()
+        self.executables.get((id, ino), || executable(id, ino))
     }
 
     fn group(&mut self, number: u64) -> Option<Box<[u8]>> {
-        if self.groups.len() > KEPT {
-            self.groups.clear();
-        }
         let hierarchy = self.hierarchy.get_or_insert_with(Hierarchy::find);
-        let look_up = || hierarchy.as_ref().and_then(|hierarchy| hierarchy.path(number));
-        self.groups.entry(number).or_insert_with(look_up).clone()
+        self.groups.get(number, || hierarchy.as_ref().and_then(|it| it.path(number)))
     }
 }
 
@@ -136,4 +156,32 @@ impl Hierarchy {
 fn link(path: &str) -> io::Result<Vec<u8>> {
     let path = CString::new(path)?;
     Ok(rustix::fs::readlink(path.as_c_str(), Vec::new())?.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_looked_up_once_and_the_rest_makes_room() {
+        let mut kept = Kept::default();
+        let name = |number: usize| Some(number.to_string().into_bytes().into_boxed_slice());
+        let look_up_in_vain = || panic!("looked up again");
+        assert_eq!(kept.get(0, || name(0)), name(0));
+        for number in 1..10 * KEPT {
+            assert_eq!(kept.get(number, || name(number)), name(number));
+            if number % 1000 == 0 {
+                assert_eq!(kept.get(0, look_up_in_vain), name(0), "at {number}");
+            }
+            assert!(kept.young.len() + kept.old.len() <= 2 * KEPT);
+        }
+        assert_eq!(kept.get(1, || None), None, "nobody asked for it for long");
+    }
+
+    #[test]
+    fn that_there_is_no_name_is_kept_too() {
+        let mut kept = Kept::default();
+        assert_eq!(kept.get(7, || None), None);
+        assert_eq!(kept.get(7, || panic!("looked up again")), None);
+    }
 }
