@@ -39,11 +39,34 @@ pub const COUNTERS_MAP: &str = "COUNTERS";
 pub const MOMENTS_MAP: &str = "MOMENTS";
 /// Name of the global that holds the number of elements of [`HELD_MAP`] less one.
 pub const HELD_MASK: &str = "HELD_MASK";
+/// Name of the global that is 1 where there are second programs.
+pub const TWICE: &str = "TWICE";
 
 /// Elements of [`SLOTS_MAP`].
 pub const SLOTS: u32 = 1 << 16;
 /// Refused attempts that are remembered; they share places by [`refusal_of`].
 pub const REFUSALS: u32 = 1 << 12;
+/// Places that each CPU has for a program's own notes: since 7.0 a program may be interrupted by
+/// another, but never by itself, so each has its own.
+pub const SEATS: u32 = 9;
+/// The seat of `flock_lock_inode`.
+pub const SEAT_FLOCK: u32 = 0;
+/// The seat of `posix_lock_inode`.
+pub const SEAT_POSIX: u32 = 1;
+/// The seat of `generic_add_lease`.
+pub const SEAT_ADD_LEASE: u32 = 2;
+/// The seat of `generic_delete_lease`.
+pub const SEAT_DELETE_LEASE: u32 = 3;
+/// The seat of `sched_process_exit`.
+pub const SEAT_EXIT: u32 = 4;
+/// The seat of `sched_process_fork`.
+pub const SEAT_FORK: u32 = 5;
+/// The seat of the second program on `flock_lock_inode`.
+pub const SEAT_FLOCK_AGAIN: u32 = 6;
+/// The seat of the second program on `sched_process_exit`.
+pub const SEAT_EXIT_AGAIN: u32 = 7;
+/// The seat of the second program on `sched_process_fork`.
+pub const SEAT_FORK_AGAIN: u32 = 8;
 /// CPUs that keep the places of locks that were given up (`NR_CPUS` of the distributions' kernels).
 pub const CPUS: u32 = 8192;
 /// For so many nanoseconds after a refused attempt of a thread on a lock was told, its next ones on
@@ -85,8 +108,8 @@ pub const MERGED: u32 = 1;
 /// [`Entry::merged`]: it is what earlier operations came to; written by user space.
 pub const RESTORED: u32 = 2;
 
-/// [`Entry::merged`] of a lock that was given up and whose place is kept: this and the number of the
-/// CPU that keeps it.
+/// [`Entry::merged`] of a lock that was given up and whose place is kept: this and the number of who
+/// keeps it, which is the CPU's times [`SEATS`] and the seat's.
 pub const KEPT_ON: u32 = 16;
 
 /// [`Owner::told`]: whether it came with a death is not known yet.
@@ -321,6 +344,9 @@ pub struct Held {
     pub waits: i64,
     /// Places in [`WAITERS_MAP`] of a thread of this id.
     pub places: i64,
+    /// By seat: 1 from when a program has seen what the thread does until the second one there has
+    /// seen that it has.
+    pub seen: [u8; 8],
 }
 
 /// What a daemon has told, for the next one. No program reads or writes it.
@@ -422,6 +448,8 @@ pub struct Counters {
     pub hold: [[u64; BUCKETS]; KINDS],
     /// Their sum, nanoseconds.
     pub hold_sum: [u64; KINDS],
+    /// What a second program saw because the first could not run.
+    pub instead: u64,
     /// Where a program puts addresses to have them as numbers. Nothing is counted here.
     pub scratch: [u64; 2],
     /// Where a program puts together what it writes to a table: its stack is short.
@@ -537,11 +565,11 @@ wire! {
     ProcessKey = 8 + 4 * 2,
     Ending = 8 + 4 * 2,
     FileKey = 8 + 4 * 2,
-    Held = 8 * 3,
+    Held = 8 * 4,
     Note = 4 * 2 + 1016,
     Slot = 8 * 5,
     Refusal = 8 * 2,
-    Counters = 8 * (KINDS * 4 + 4 + 2 * KINDS * (BUCKETS + 1) + 2) + 136 + 32 * PARKED,
+    Counters = 8 * (KINDS * 4 + 5 + 2 * KINDS * (BUCKETS + 1) + 2) + 136 + 32 * PARKED,
     Header = 4 * 2 + 8,
     DiedRecord = 16 + 16 + 16,
     ReusedRecord = 16 + 16,

@@ -17,6 +17,8 @@ pub(crate) struct Attempt {
     pub(crate) recorded: i32,
     /// The kernel's own entry is what is shown, not the request: the request became one with it.
     pub(crate) linked: bool,
+    /// The program's seat.
+    pub(crate) seat: u32,
     /// The place of the owner among the hints about owners, where it has one.
     pub(crate) slot: u32,
 }
@@ -30,7 +32,7 @@ pub(crate) const DEFERRED: i32 = 1;
 pub(crate) const EAGAIN: i32 = -11;
 
 impl Attempt {
-    /// Reads it. `ranged` where the lock has a range.
+    /// Reads it. `ranged` where the lock has a range; `seat` is the program's.
     ///
     /// # Safety
     /// The pointers must be a tracepoint's, not null.
@@ -40,6 +42,7 @@ impl Attempt {
         lock: *const u8,
         class: u32,
         ranged: bool,
+        seat: u32,
     ) -> Option<Self> {
         // SAFETY: offsets of the lock that all its kinds have, and of a `file_lock` where ranged.
         unsafe {
@@ -49,7 +52,8 @@ impl Attempt {
                 // row.
                 false => (core::hint::black_box(0), i64::MAX),
             };
-            let (number, owner) = counters::plain(inode as u64, member(lock, offset!(lock_owner)))?;
+            let (number, owner) =
+                counters::plain(seat, inode as u64, member(lock, offset!(lock_owner)))?;
             let key = Key { inode: number, owner, start, class, reserved: 0 };
             Some(Self {
                 inode,
@@ -59,6 +63,7 @@ impl Attempt {
                 access: member::<u8>(lock, offset!(lock_type)) as u32,
                 recorded: member(lock, offset!(lock_pid)),
                 linked: member::<u64>(lock, offset!(lock_link) + 8) != 0,
+                seat,
                 slot: NO_SLOT,
             })
         }

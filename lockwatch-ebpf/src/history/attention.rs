@@ -57,7 +57,7 @@ pub(crate) fn after_crash(attempt: &Attempt, now: u64) -> u64 {
             match ATTENDED.insert(file, until, 0) {
                 Ok(()) if (*globals).attended_until < until => (*globals).attended_until = until,
                 Ok(()) => {}
-                Err(_) => counters::lost_other(),
+                Err(_) => counters::lost_other(attempt.seat),
             }
         }
         if attempt.key.class != CLASS_FLOCK {

@@ -45,7 +45,7 @@ pub(crate) fn tell(attempt: &Attempt) {
             attention::after_crash(attempt, now);
         }
         (*owner).told = TOLD;
-        let Some(draft) = counters::draft() else { return };
+        let Some(draft) = counters::draft(attempt.seat) else { return };
         words::clear(draft);
         let FileKey { ino, dev, .. } = attempt.file();
         ((*draft).ino, (*draft).dev, (*draft).flags) = (ino, dev, attempt.flags);

@@ -1,4 +1,4 @@
-//! What is counted, on each CPU apart.
+//! What is counted, and where programs put what they work with: on each CPU, for each program apart.
 
 use lockwatch_common::history::{
     BUCKETS, CLASS_FLOCK, CLASS_POSIX, Counters, Entry, FL_OFDLCK, KINDS, Key, PARKED, parked_at,
@@ -17,11 +17,11 @@ pub(crate) fn kind(class: u32, flags: u32) -> usize {
     }
 }
 
-/// This CPU's counters.
+/// This CPU's counters, those of the program in this seat.
 #[inline(always)]
-fn here() -> Option<&'static mut Counters> {
-    // SAFETY: the map's value lives as long as the program; programs on one CPU do not overlap.
-    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &mut *counters })
+fn here(seat: u32) -> Option<&'static mut Counters> {
+    // SAFETY: the map's value lives as long as the program, which does not interrupt itself.
+    COUNTERS.get_ptr_mut(seat).map(|counters| unsafe { &mut *counters })
 }
 
 macro_rules! count {
@@ -29,8 +29,8 @@ macro_rules! count {
         $(
             $(#[$doc])*
             #[inline(always)]
-            pub(crate) fn $name() {
-                if let Some(counters) = here() {
+            pub(crate) fn $name(seat: u32) {
+                if let Some(counters) = here(seat) {
                     counters.$member += 1;
                 }
             }
@@ -47,20 +47,22 @@ count! {
     lost_operation => lost_operations;
     /// A wait or an ending did not fit its table.
     lost_other => lost_others;
+    /// A second program sees what the first could not.
+    instead => instead;
 }
 
 /// A lock was taken.
 #[inline(always)]
-pub(crate) fn acquisition(kind: usize) {
-    if let Some(counters) = here() {
+pub(crate) fn acquisition(seat: u32, kind: usize) {
+    if let Some(counters) = here(seat) {
         counters.acquisitions[kind % KINDS] += 1;
     }
 }
 
 /// A lock was given up; `held` nanoseconds after it was taken, where that is known.
 #[inline(always)]
-pub(crate) fn release(kind: usize, held: Option<u64>) {
-    if let Some(counters) = here() {
+pub(crate) fn release(seat: u32, kind: usize, held: Option<u64>) {
+    if let Some(counters) = here(seat) {
         let kind = kind % KINDS;
         counters.releases[kind] += 1;
         if let Some(held) = held {
@@ -72,24 +74,24 @@ pub(crate) fn release(kind: usize, held: Option<u64>) {
 
 /// An attempt was answered with `EAGAIN`.
 #[inline(always)]
-pub(crate) fn refusal(kind: usize) {
-    if let Some(counters) = here() {
+pub(crate) fn refusal(seat: u32, kind: usize) {
+    if let Some(counters) = here(seat) {
         counters.refusals[kind % KINDS] += 1;
     }
 }
 
 /// An attempt has to wait.
 #[inline(always)]
-pub(crate) fn wait(kind: usize) {
-    if let Some(counters) = here() {
+pub(crate) fn wait(seat: u32, kind: usize) {
+    if let Some(counters) = here(seat) {
         counters.waits[kind % KINDS] += 1;
     }
 }
 
 /// A wait was granted after so many nanoseconds.
 #[inline(always)]
-pub(crate) fn granted(kind: usize, waited: u64) {
-    if let Some(counters) = here() {
+pub(crate) fn granted(seat: u32, kind: usize, waited: u64) {
+    if let Some(counters) = here(seat) {
         let kind = kind % KINDS;
         counters.wait[kind][bucket(waited)] += 1;
         counters.wait_sum[kind] += waited;
@@ -98,25 +100,25 @@ pub(crate) fn granted(kind: usize, waited: u64) {
 
 /// Room for an entry that is being put together; one at a time.
 #[inline(always)]
-pub(crate) fn draft() -> Option<*mut Entry> {
+pub(crate) fn draft(seat: u32) -> Option<*mut Entry> {
     // SAFETY: a place within the map's value.
-    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &raw mut (*counters).draft })
+    COUNTERS.get_ptr_mut(seat).map(|counters| unsafe { &raw mut (*counters).draft })
 }
 
 /// Where this CPU notes that a lock's place is kept although the lock was given up.
 #[inline(always)]
-pub(crate) fn parking(key: &Key) -> Option<*mut Key> {
+pub(crate) fn parking(seat: u32, key: &Key) -> Option<*mut Key> {
     let at = parked_at(key.inode, key.owner) % PARKED;
     // SAFETY: a place within the map's value.
-    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &raw mut (*counters).parked[at] })
+    COUNTERS.get_ptr_mut(seat).map(|counters| unsafe { &raw mut (*counters).parked[at] })
 }
 
 /// Two addresses as plain numbers. What the verifier knows as a typed pointer it allows no
 /// arithmetic with; what comes out of a table is a number.
 #[inline(always)]
-pub(crate) fn plain(inode: u64, owner: u64) -> Option<(u64, u64)> {
-    let counters = COUNTERS.get_ptr_mut(0)?;
-    // SAFETY: the map's value; programs on one CPU do not overlap. Volatile, so that it is done.
+pub(crate) fn plain(seat: u32, inode: u64, owner: u64) -> Option<(u64, u64)> {
+    let counters = COUNTERS.get_ptr_mut(seat)?;
+    // SAFETY: the map's value; a program does not interrupt itself. Volatile, so that it is done.
     unsafe {
         let [first, second] =
             [(&raw mut (*counters).scratch).cast::<u64>(), (&raw mut (*counters).scratch[1])];

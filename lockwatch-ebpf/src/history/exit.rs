@@ -3,12 +3,14 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use lockwatch_common::history::{DYING_WINDOW, DiedRecord, Ending, Header, KIND_DIED, ProcessKey};
+use lockwatch_common::history::{
+    DYING_WINDOW, DiedRecord, Ending, Header, KIND_DIED, ProcessKey, SEAT_EXIT, SEAT_EXIT_AGAIN,
+};
 
-use crate::counters;
 use crate::kernel::{member, offset};
 use crate::tables::{DEAD, MOMENTS, WAITERS, add, globals, held};
 use crate::taking::now;
+use crate::{again, counters};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -17,16 +19,30 @@ const BPF_NOEXIST: u64 = 1;
 
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(context: BtfTracePointContext) -> i32 {
-    let task: *const u8 = context.arg(0);
-    if !task.is_null() {
-        // SAFETY: the tracepoint's argument.
-        unsafe { exits(task) };
+    again::first(SEAT_EXIT);
+    look(&context, SEAT_EXIT);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit_again(context: BtfTracePointContext) -> i32 {
+    if again::was_missed(SEAT_EXIT, SEAT_EXIT_AGAIN) {
+        look(&context, SEAT_EXIT_AGAIN);
     }
     0
 }
 
 #[inline(always)]
-unsafe fn exits(task: *const u8) {
+fn look(context: &BtfTracePointContext, seat: u32) {
+    let task: *const u8 = context.arg(0);
+    if !task.is_null() {
+        // SAFETY: the tracepoint's argument.
+        unsafe { exits(task, seat) };
+    }
+}
+
+#[inline(always)]
+unsafe fn exits(task: *const u8, seat: u32) {
     // SAFETY: members of the task at offsets of their types; the maps' values.
     unsafe {
         let tid: i32 = member(task, offset!(task_pid));
@@ -66,13 +82,13 @@ unsafe fn exits(task: *const u8) {
         match DEAD.insert(process, ending, BPF_NOEXIST) {
             Ok(()) => {}
             Err(EEXIST) => return,
-            Err(_) => counters::lost_other(),
+            Err(_) => counters::lost_other(seat),
         }
         if let Some(globals) = globals() {
             (*globals).dying_until = now + DYING_WINDOW;
         }
         let Some(mut room) = MOMENTS.reserve::<DiedRecord>(0) else {
-            counters::lost_record();
+            counters::lost_record(seat);
             return;
         };
         let header = Header { kind: KIND_DIED, len: size_of::<DiedRecord>() as u32, at: now };

@@ -5,26 +5,40 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use lockwatch_common::history::{CLASS_FLOCK, F_UNLCK, FL_ACCESS};
+use lockwatch_common::history::{CLASS_FLOCK, F_UNLCK, FL_ACCESS, SEAT_FLOCK, SEAT_FLOCK_AGAIN};
 
 use crate::attempt::{Attempt, DEFERRED, EAGAIN};
 use crate::tables::LOCKS;
 use crate::taking::{given_up, in_force, taken};
-use crate::waits;
+use crate::{again, waits};
 
 #[btf_tracepoint(function = "flock_lock_inode")]
 fn flock_lock_inode(context: BtfTracePointContext) -> i32 {
+    again::first(SEAT_FLOCK);
+    look(&context, SEAT_FLOCK);
+    0
+}
+
+#[btf_tracepoint(function = "flock_lock_inode")]
+fn flock_lock_inode_again(context: BtfTracePointContext) -> i32 {
+    if again::was_missed(SEAT_FLOCK, SEAT_FLOCK_AGAIN) {
+        look(&context, SEAT_FLOCK_AGAIN);
+    }
+    0
+}
+
+#[inline(always)]
+fn look(context: &BtfTracePointContext, seat: u32) {
     let (inode, lock): (*const u8, *const u8) = (context.arg(0), context.arg(1));
     let outcome: i32 = context.arg(2);
     if !inode.is_null() && !lock.is_null() {
         // SAFETY: the tracepoint's arguments.
         unsafe {
-            if let Some(attempt) = Attempt::read(inode, lock, CLASS_FLOCK, false) {
+            if let Some(attempt) = Attempt::read(inode, lock, CLASS_FLOCK, false, seat) {
                 seen(&attempt, outcome);
             }
         }
     }
-    0
 }
 
 #[inline(always)]
@@ -52,7 +66,7 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
                     }
                     None => taken(attempt, place, false),
                 }
-                waits::over(true);
+                waits::over(attempt.seat, true);
             }
             DEFERRED | EAGAIN => {
                 // What it had, the kernel gave up before it looked for what is in the way.
@@ -64,11 +78,11 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
                 if outcome == DEFERRED {
                     waits::deferred(attempt);
                 } else {
-                    waits::over(false);
+                    waits::over(attempt.seat, false);
                     waits::refused(attempt);
                 }
             }
-            _ => waits::over(false),
+            _ => waits::over(attempt.seat, false),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use lockwatch_common::history::CLASS_LEASE;
+use lockwatch_common::history::{CLASS_LEASE, SEAT_ADD_LEASE, SEAT_DELETE_LEASE};
 
 use crate::attempt::Attempt;
 use crate::conflict;
@@ -19,7 +19,7 @@ fn generic_add_lease(context: BtfTracePointContext) -> i32 {
     if !inode.is_null() && !lease.is_null() {
         // SAFETY: the tracepoint's arguments.
         unsafe {
-            if let Some(attempt) = Attempt::read(inode, lease, CLASS_LEASE, false) {
+            if let Some(attempt) = Attempt::read(inode, lease, CLASS_LEASE, false, SEAT_ADD_LEASE) {
                 asked_for(&attempt);
             }
         }
@@ -34,7 +34,8 @@ fn generic_delete_lease(context: BtfTracePointContext) -> i32 {
     if !inode.is_null() && !lease.is_null() {
         // SAFETY: the tracepoint's arguments; the table's value under this key.
         unsafe {
-            let Some(attempt) = Attempt::read(inode, lease, CLASS_LEASE, false) else { return 0 };
+            let attempt = Attempt::read(inode, lease, CLASS_LEASE, false, SEAT_DELETE_LEASE);
+            let Some(attempt) = attempt else { return 0 };
             if let Some(known) = in_force(LOCKS.get_ptr_mut(attempt.key)) {
                 given_up(&attempt, known);
             }

@@ -6,6 +6,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod again;
 mod attempt;
 mod attention;
 mod cleared;

@@ -73,11 +73,11 @@ const BPF_RB_RING_SIZE: u64 = 1;
 #[inline(never)]
 pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
     if !moment.room.is_there() {
-        counters::lost_record();
+        counters::lost_record(attempt.seat);
         return;
     }
     let Some(mut room) = MOMENTS.reserve::<MomentRecord>(0) else {
-        counters::lost_record();
+        counters::lost_record(attempt.seat);
         return;
     };
     let to = room.as_mut_ptr();

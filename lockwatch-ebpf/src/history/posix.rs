@@ -10,7 +10,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use lockwatch_common::history::{
     CLASS_POSIX, Entry, F_UNLCK, F_WRLCK, FL_ACCESS, FL_CLOSE, FL_OFDLCK, KIND_ACQUIRED,
-    OperationKey, Owner, Slot, TO_BE_TOLD, slot_of,
+    OperationKey, Owner, SEAT_POSIX, Slot, TO_BE_TOLD, slot_of,
 };
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
@@ -31,7 +31,10 @@ fn posix_lock_inode(context: BtfTracePointContext) -> i32 {
     if !inode.is_null() && !lock.is_null() {
         // SAFETY: the tracepoint's arguments.
         unsafe {
-            let Some(mut attempt) = Attempt::read(inode, lock, CLASS_POSIX, true) else { return 0 };
+            let Some(mut attempt) = Attempt::read(inode, lock, CLASS_POSIX, true, SEAT_POSIX)
+            else {
+                return 0;
+            };
             attempt.slot = slot_of(attempt.key.inode, attempt.key.owner);
             seen(&mut attempt, outcome);
             // One after the other, and not one within the other: the stack is short.
@@ -54,15 +57,15 @@ unsafe fn seen(attempt: &mut Attempt, outcome: i32) {
             0 => {
                 done(attempt);
                 if attempt.access != F_UNLCK {
-                    waits::over(true);
+                    waits::over(attempt.seat, true);
                 }
             }
             DEFERRED => waits::deferred(attempt),
             EAGAIN => {
-                waits::over(false);
+                waits::over(attempt.seat, false);
                 waits::refused(attempt);
             }
-            _ => waits::over(false),
+            _ => waits::over(attempt.seat, false),
         }
     }
 }
@@ -174,7 +177,7 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
         }
         if OWNERS.insert(attempt.key.of_owner(), owner, 0).is_err() {
             (*slot).lost_at = now;
-            counters::lost_operation();
+            counters::lost_operation(attempt.seat);
             return;
         }
         if let Some(globals) = globals() {
@@ -189,7 +192,7 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
 /// The owner gave up all that it had.
 #[inline(always)]
 unsafe fn all_given_up(attempt: &Attempt, owner: *mut Owner, now: u64) {
-    counters::release(counters::kind(attempt.key.class, attempt.flags), None);
+    counters::release(attempt.seat, counters::kind(attempt.key.class, attempt.flags), None);
     // SAFETY: the caller gives the map's value, or one that becomes it.
     unsafe {
         (*owner).cleared_before = (*owner).cleared_at;
@@ -214,13 +217,13 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
                 }
                 return all_given_up(attempt, owner, now);
             }
-            counters::release(kind, None);
+            counters::release(attempt.seat, kind, None);
         } else {
-            counters::acquisition(kind);
+            counters::acquisition(attempt.seat, kind);
         }
         (*owner).last_at = now;
         let file = attempt.file();
-        let Some(draft) = counters::draft() else { return };
+        let Some(draft) = counters::draft(attempt.seat) else { return };
         describe(draft, attempt, &file, now, now);
         let entry = &*draft;
         let key = OperationKey {
@@ -231,7 +234,7 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
         };
         if OPERATIONS.insert(key, entry, BPF_NOEXIST).is_err() {
             (*owner).lost_at = now;
-            counters::lost_operation();
+            counters::lost_operation(attempt.seat);
         }
         if attempt.access != F_UNLCK && attention::is_paid(&file, now) {
             tell(KIND_ACQUIRED, now, attempt, entry, None);

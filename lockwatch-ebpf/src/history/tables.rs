@@ -6,8 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
     CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SLOTS, SURVIVED as SURVIVORS,
-    Slot, Wait,
+    OperationKey, Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SEATS, SLOTS,
+    SURVIVED as SURVIVORS, Slot, Wait,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -37,9 +37,9 @@ static SLOTS_TABLE: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE)
 #[map]
 static REFUSALS_TABLE: Array<Refusal> = Array::with_max_entries(REFUSALS, 0);
 #[map]
-static GIVEN_AWAY: Array<u64> = Array::with_max_entries(CPUS, 0);
+static GIVEN_AWAY: Array<u64> = Array::with_max_entries(CPUS * SEATS, 0);
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(SEATS, 0);
 #[map]
 pub(crate) static MOMENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
@@ -65,10 +65,10 @@ pub(crate) fn slot(place: u32) -> Option<*mut Slot> {
     SLOTS_TABLE.get_ptr_mut(place)
 }
 
-/// What a CPU shows while it gives the place of a lock away, or 0.
+/// What a keeper of places shows while it gives one away, or 0.
 #[inline(always)]
-pub(crate) fn given_away(cpu: u32) -> Option<*mut u64> {
-    GIVEN_AWAY.get_ptr_mut(cpu)
+pub(crate) fn given_away(keeper: u32) -> Option<*mut u64> {
+    GIVEN_AWAY.get_ptr_mut(keeper)
 }
 
 /// The refused attempt that was told last, of those that share a place with this one.

@@ -1,18 +1,19 @@
 //! Locks that are taken and given up: the table of locks and all that hangs on it.
 //!
 //! To put a lock into the table and to take it out again costs more than all the rest together. So
-//! the place of one that was given up by name is kept, marked as given up, until the CPU on which
-//! that was wants to keep another in its stead: whoever takes and gives up the same lock time and
+//! the place of one that was given up by name is kept, marked as given up, until the program that
+//! saw it wants to keep another in its stead on the same CPU: whoever takes and gives up the same lock time and
 //! again finds it there, and one lookup is all that it costs.
 //!
-//! Only that CPU fills the place again or gives it away. On it programs do not overlap, so nobody
-//! writes to a place that another is giving away. Who takes the same lock on another CPU meanwhile
-//! puts it into the table anew, and makes sure that it is not this one that is given away.
+//! Only that program on that CPU fills the place again or gives it away. It does not interrupt
+//! itself, so nobody writes to a place that another is giving away. Whoever else sees the same lock
+//! being taken meanwhile puts it into the table anew, and makes sure that it is not this one that is
+//! given away.
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
 use lockwatch_common::history::{
     Ending, Entry, F_UNLCK, F_WRLCK, FL_CLOSE, FileKey, KEPT_ON, KIND_ACQUIRED, KIND_ENDED,
-    KIND_RELEASED, Key, MERGED, slot_of,
+    KIND_RELEASED, Key, MERGED, SEATS, slot_of,
 };
 use lockwatch_common::snapshot::PF_EXITING;
 
@@ -49,16 +50,16 @@ pub(crate) fn in_force(place: Option<*mut Entry>) -> Option<*mut Entry> {
 
 /// The place of a lock that was given up on this CPU, which may be filled again.
 #[inline(always)]
-fn kept(place: Option<*mut Entry>) -> Option<*mut Entry> {
+fn kept(seat: u32, place: Option<*mut Entry>) -> Option<*mut Entry> {
     // SAFETY: the table's value, where there is one.
-    place.filter(|&entry| unsafe { (*entry).access == F_UNLCK && (*entry).merged == this_cpu() })
+    place.filter(|&entry| unsafe { (*entry).access == F_UNLCK && (*entry).merged == keeper(seat) })
 }
 
-/// This CPU, as [`Entry::merged`] of a lock that was given up has it.
+/// The program in this seat on this CPU, as [`Entry::merged`] of a lock that was given up has it.
 #[inline(always)]
-fn this_cpu() -> u32 {
+fn keeper(seat: u32) -> u32 {
     // SAFETY: no arguments, always allowed.
-    KEPT_ON + unsafe { bpf_get_smp_processor_id() }
+    KEPT_ON + unsafe { bpf_get_smp_processor_id() } * SEATS + seat
 }
 
 /// Writes down what is known of a lock that the current task takes now, every member of it, in the
@@ -103,19 +104,19 @@ pub(crate) unsafe fn taken(attempt: &Attempt, place: Option<*mut Entry>, unknown
     let now = now();
     let file = attempt.file();
     let taken_at = if unknown_since { 0 } else { now };
-    counters::acquisition(counters::kind(attempt.key.class, attempt.flags));
+    counters::acquisition(attempt.seat, counters::kind(attempt.key.class, attempt.flags));
     // SAFETY: the caller's promise, or a place for drafts.
     let entry = unsafe {
-        match kept(place) {
+        match kept(attempt.seat, place) {
             Some(place) => {
                 describe(place, attempt, &file, now, taken_at);
                 &*place
             }
             None => {
-                let Some(draft) = counters::draft() else { return };
+                let Some(draft) = counters::draft(attempt.seat) else { return };
                 describe(draft, attempt, &file, now, taken_at);
                 if !put(attempt, place, draft) {
-                    counters::lost_lock();
+                    counters::lost_lock(attempt.seat);
                     if let Some(slot) = slot(attempt.slot) {
                         (*slot).lost_at = now;
                     }
@@ -214,7 +215,11 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
         let now = now();
         let since = (*known).taken_at;
         let for_so_long = (since != 0).then(|| now.wrapping_sub(since));
-        counters::release(counters::kind(attempt.key.class, (*known).flags), for_so_long);
+        counters::release(
+            attempt.seat,
+            counters::kind(attempt.key.class, (*known).flags),
+            for_so_long,
+        );
         count(attempt, (*known).by.tgid, (*known).access, -1);
         if attempt.flags & FL_CLOSE != 0 {
             closed(attempt, &*known, now);
@@ -225,7 +230,7 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
         if attention::may_be_paid(now) {
             released(attempt, &*known, now);
         }
-        (&raw mut (*known).merged).write_volatile(this_cpu());
+        (&raw mut (*known).merged).write_volatile(keeper(attempt.seat));
         (&raw mut (*known).access).write_volatile(F_UNLCK);
         keep(attempt, now);
     }
@@ -235,8 +240,8 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
 /// kept before, where nobody has taken that lock since.
 #[inline(always)]
 unsafe fn keep(attempt: &Attempt, now: u64) {
-    let Some(parking) = counters::parking(&attempt.key) else { return };
-    // SAFETY: the maps' values; programs on one CPU do not overlap.
+    let Some(parking) = counters::parking(attempt.seat, &attempt.key) else { return };
+    // SAFETY: the maps' values; a program does not interrupt itself.
     unsafe {
         let before = &*parking;
         if before.owner == attempt.key.owner
@@ -246,23 +251,23 @@ unsafe fn keep(attempt: &Attempt, now: u64) {
         {
             return;
         }
-        give_away(parking, now);
+        give_away(attempt.seat, parking, now);
         words::copy(parking, &raw const attempt.key);
     }
 }
 
 #[inline(never)]
-unsafe fn give_away(parking: *mut Key, now: u64) {
-    // SAFETY: the caller gives the map's value; only this CPU writes its mark, which is 0 before.
+unsafe fn give_away(seat: u32, parking: *mut Key, now: u64) {
+    // SAFETY: the caller gives the map's value; nobody else writes the keeper's mark, which is 0 before.
     unsafe {
         if (*parking).inode == 0 {
             return;
         }
-        let Some(giving) = given_away(this_cpu() - KEPT_ON) else { return };
+        let Some(giving) = given_away(keeper(seat) - KEPT_ON) else { return };
         // Shown before it is looked whether the place is still kept: see `secured`.
         add(giving.cast(), mark(&*parking));
         if let Some(entry) = LOCKS.get_ptr_mut(&*parking)
-            && kept(Some(entry)).is_some()
+            && kept(seat, Some(entry)).is_some()
         {
             remove(&*parking, now);
         }

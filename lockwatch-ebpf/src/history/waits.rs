@@ -42,7 +42,7 @@ fn note(attempt: &Attempt) -> u64 {
             }
             add(&raw mut (*held).waits, -1);
         }
-        counters::wait(counters::kind(attempt.key.class, attempt.flags));
+        counters::wait(attempt.seat, counters::kind(attempt.key.class, attempt.flags));
         let file = attempt.file();
         let wait = Wait {
             key: attempt.key,
@@ -68,7 +68,7 @@ fn note(attempt: &Attempt) -> u64 {
             }
             None => {
                 if WAITERS.insert(tid as u64, &wait, 0).is_err() {
-                    counters::lost_other();
+                    counters::lost_other(attempt.seat);
                     return now;
                 }
                 add(&raw mut (*held).places, 1);
@@ -82,13 +82,13 @@ fn note(attempt: &Attempt) -> u64 {
 /// The attempt was answered with `EAGAIN`.
 #[inline(always)]
 pub(crate) fn refused(attempt: &Attempt) {
-    counters::refusal(counters::kind(attempt.key.class, attempt.flags));
+    counters::refusal(attempt.seat, counters::kind(attempt.key.class, attempt.flags));
     tell(KIND_REFUSED, now(), attempt);
 }
 
 /// The current thread does not wait any longer: it has what it waited for where `granted`.
 #[inline(never)]
-pub(crate) fn over(granted: bool) {
+pub(crate) fn over(seat: u32, granted: bool) {
     let (_, tid) = party::ids();
     let Some(held) = held(tid) else { return };
     // SAFETY: the maps' values; only the thread itself writes to its place.
@@ -103,7 +103,7 @@ pub(crate) fn over(granted: bool) {
         }
         if granted {
             let kind = counters::kind((*wait).key.class, (*wait).flags);
-            counters::granted(kind, now().wrapping_sub(since));
+            counters::granted(seat, kind, now().wrapping_sub(since));
         }
         // Its place is kept until the thread ends: it may wait again.
         (&raw mut (*wait).since).write_volatile(0);
@@ -151,7 +151,7 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
         {
             return moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
         }
-        let Some(to) = counters::draft() else { return };
+        let Some(to) = counters::draft(attempt.seat) else { return };
         words::clear(to);
         as_met(to, &met, attempt);
         if let Some((start, tgid)) = of_owner {

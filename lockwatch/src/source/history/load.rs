@@ -5,7 +5,7 @@ use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use lockwatch_common::history::{
     ATTENDED_MAP, DEAD_MAP, HELD_MAP, HELD_MASK, LOCKS_MAP, MOMENTS_MAP, OPERATIONS_MAP,
-    OWNERS_MAP, WAITERS_MAP,
+    OWNERS_MAP, TWICE, WAITERS_MAP,
 };
 use lockwatch_common::offsets::{self, ABSENT, Offsets};
 
@@ -15,15 +15,56 @@ use crate::source::bpf::{self, BpfError, btf, layout};
 /// The programs and their tables, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/history.bpf.o"));
 
+/// A program, and the tracepoint that it is attached to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Program {
+    /// Its name in the object.
+    pub(super) name: &'static str,
+    /// The tracepoint.
+    pub(super) tracepoint: &'static str,
+    /// It sees only what another on the same tracepoint could not.
+    pub(super) is_second: bool,
+}
+
+const fn on(tracepoint: &'static str) -> Program {
+    Program { name: tracepoint, tracepoint, is_second: false }
+}
+
+const fn again(name: &'static str, tracepoint: &'static str) -> Program {
+    Program { name, tracepoint, is_second: true }
+}
+
 /// The programs, each named after its tracepoint.
-pub(super) const PROGRAMS: [&str; 6] = [
-    "flock_lock_inode",
-    "posix_lock_inode",
-    "generic_add_lease",
-    "generic_delete_lease",
-    "sched_process_exit",
-    "sched_process_fork",
+const ONCE: [Program; 6] = [
+    on("flock_lock_inode"),
+    on("posix_lock_inode"),
+    on("generic_add_lease"),
+    on("generic_delete_lease"),
+    on("sched_process_exit"),
+    on("sched_process_fork"),
 ];
+
+/// The second ones, which must be attached after the first.
+const AGAIN: [Program; 3] = [
+    again("flock_lock_inode_again", "flock_lock_inode"),
+    again("sched_process_exit_again", "sched_process_exit"),
+    again("sched_process_fork_again", "sched_process_fork"),
+];
+
+/// The programs for this kernel, in the order in which they are to be attached.
+pub(super) fn programs() -> impl Iterator<Item = Program> {
+    let again: &[Program] = if are_preempted() { &AGAIN } else { &[] };
+    ONCE.iter().chain(again).copied()
+}
+
+/// True where a program on a tracepoint may be preempted: since 7.0 the kernel guards tracepoints by
+/// SRCU, and the types do not tell. A release that cannot be read counts as a new one.
+pub(super) fn are_preempted() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_str().unwrap_or_default();
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_none_or(|major| major >= 7)
+}
 
 /// How much the tables hold. The kernel gives the memory when they are made: about 250 bytes a
 /// lock, 220 an operation.
@@ -74,11 +115,13 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
     let targets = Btf::parse(&types, aya::Endianness::default()).map_err(bpf::failed("types"))?;
     let hints = hints();
     let mask = hints - 1;
+    let twice = u32::from(are_preempted());
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
         .override_global(offsets::GLOBAL, &offsets, true)
         .override_global(HELD_MASK, &mask, true)
+        .override_global(TWICE, &twice, true)
         .map_max_entries(HELD_MAP, hints)
         .map_max_entries(LOCKS_MAP, sizes.locks)
         .map_max_entries(OWNERS_MAP, sizes.owners)
@@ -88,8 +131,8 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
         .map_max_entries(ATTENDED_MAP, sizes.attended)
         .map_max_entries(MOMENTS_MAP, sizes.moments);
     let mut object = loader.load(OBJECT).map_err(bpf::failed("object"))?;
-    for name in PROGRAMS {
-        program(&mut object, name)?.load(name, &targets).map_err(|error| {
+    for Program { name, tracepoint, .. } in programs() {
+        program(&mut object, name)?.load(tracepoint, &targets).map_err(|error| {
             if let ProgramError::LoadError { verifier_log, .. } = &error {
                 log::debug!("{name}: {verifier_log}");
             }

@@ -16,7 +16,7 @@ use lockwatch_common::history::{
 
 use super::array::MappedArray;
 use super::tables::{HANDOFF_WINDOW, Tables};
-use super::{Continuity, HistoryError, Options, load};
+use super::{Continuity, HistoryError, Options, load, sys};
 
 /// The folder of the pins, below the one that is configured.
 const FOLDER: &str = "history";
@@ -156,13 +156,19 @@ fn take_over(folder: &Path) -> Result<Tables, HistoryError> {
             format!("its layout is number {layout}, and this lockwatch's is {LAYOUT}"),
         ));
     }
-    for program in load::PROGRAMS {
-        let path = link_path(folder, program);
+    let mut programs = Vec::new();
+    for program in load::programs() {
+        let path = link_path(folder, program.name);
         // Dropping the handle leaves the pin, and with it the link.
         PinnedLink::from_pin(&path)
             .map_err(|error| pin("open", &path, crate::source::bpf::in_one_line(&error)))?;
+        if !program.is_second {
+            programs.push(sys::program_of(&path).map_err(|error| pin("ask", &path, error))?);
+        }
     }
-    Tables::open(|name| table(folder, name), globals, true)
+    let mut tables = Tables::open(|name| table(folder, name), globals, true)?;
+    tables.programs = programs;
+    Ok(tables)
 }
 
 /// Loads and attaches the programs, and pins all of it.
@@ -193,9 +199,11 @@ fn pinned(options: &Options, folder: &Path) -> Result<(), HistoryError> {
     let globals = globals(folder, true)?;
     globals.store(0, LAYOUT);
     globals.store(HANDOFF_WINDOW, options.handoff_window);
-    for program in load::PROGRAMS {
-        let path = link_path(folder, program);
-        load::attach(&mut object, program)?.pin(&path).map_err(|error| pin("pin", &path, error))?;
+    for program in load::programs() {
+        let path = link_path(folder, program.name);
+        load::attach(&mut object, program.name)?
+            .pin(&path)
+            .map_err(|error| pin("pin", &path, error))?;
     }
     Ok(())
 }

@@ -2,8 +2,11 @@
 //!
 //! Refuses to know what the tables hold.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use lockwatch_common::wire::{self, Wire};
 
@@ -13,6 +16,10 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 /// How an element is written.
 #[derive(Clone, Copy)]
@@ -56,6 +63,73 @@ unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The member of `union bpf_attr` for what the kernel tells of an object.
+#[repr(C)]
+struct Info {
+    object: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Reads the first words of what the kernel tells of an object; what it does not know stays 0.
+fn info<const WORDS: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; WORDS]> {
+    let mut words = [0u64; WORDS];
+    let mut attributes = Info {
+        object: object.as_raw_fd().unsigned_abs(),
+        length: size_of::<[u64; WORDS]>() as u32,
+        info: words.as_mut_ptr() as u64,
+    };
+    // SAFETY: `words` is as long as is told. All zeros ask for no arrays.
+    unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+    Ok(words)
+}
+
+/// The member of `union bpf_attr` for a pin.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    object: u32,
+    flags: u32,
+}
+
+/// Calls bpf(2) for a descriptor.
+///
+/// # Safety
+/// As [`call`], and the answer of `command` must be a new descriptor.
+unsafe fn open<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let attributes = std::ptr::from_mut(attributes);
+        let answer = libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>());
+        if answer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(answer as i32))
+    }
+}
+
+/// The program of a link that is pinned.
+pub(super) fn program_of(link: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(link.as_os_str().as_bytes())?;
+    let mut pin = Pin { path: path.as_ptr() as u64, object: 0, flags: 0 };
+    // SAFETY: the path is valid for as long as the call lasts.
+    let link = unsafe { open(BPF_OBJ_GET, &mut pin)? };
+    // `struct bpf_link_info` of include/uapi/linux/bpf.h: type, id, prog_id.
+    let [_, program] = info::<2>(link.as_fd())?;
+    // The id, and two numbers that are for other objects.
+    let mut attributes = [program as u32, 0, 0];
+    // SAFETY: plain numbers.
+    unsafe { open(BPF_PROG_GET_FD_BY_ID, &mut attributes) }
+}
+
+/// How often a program could not run because it already did on the same CPU
+/// (`bpf_prog_info.recursion_misses`; 0 before 5.12, which does not count).
+pub(super) fn missed(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // Its offset is 208.
+    let words = info::<27>(program)?;
+    Ok(words[26])
 }
 
 fn element<K: Wire>(

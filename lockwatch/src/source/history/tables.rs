@@ -4,14 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use lockwatch_common::history::{
     ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
     FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP,
+    OperationKey, Owner, OwnerKey, ProcessKey, SEATS, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP,
     WAITERS_MAP, Wait, slot_of,
 };
 use lockwatch_common::wire;
@@ -34,7 +34,7 @@ const READER: usize = 7;
 const READ_AGAIN: usize = 100;
 
 /// Words of a `Held` and of a `Slot`.
-const HELD_WORDS: usize = 3;
+const HELD_WORDS: usize = 4;
 const SLOT_WORDS: usize = 5;
 
 /// The tables.
@@ -54,6 +54,12 @@ pub struct Tables {
     slots: MappedArray,
     /// Until when every record of the moment was taken, ns of `CLOCK_BOOTTIME`.
     drained_at: AtomicU64,
+    /// The first programs on the tracepoints, where they are this process's to ask about.
+    pub(super) programs: Vec<OwnedFd>,
+}
+
+fn failed_to_ask(why: io::Error) -> HistoryError {
+    HistoryError::Table { what: "ask about", table: "the programs", why }
 }
 
 fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> HistoryError {
@@ -90,6 +96,7 @@ impl Tables {
             slots: MappedArray::new(slots.fd(), SLOTS, SLOT_WORDS, writable)
                 .map_err(failed("map", SLOTS_MAP))?,
             drained_at: AtomicU64::new(0),
+            programs: Vec::new(),
         })
     }
 
@@ -164,14 +171,24 @@ impl Tables {
         let failed = failed("read", COUNTERS_MAP);
         let cpus = aya::util::nr_cpus()
             .map_err(|(what, why)| failed(io::Error::new(why.kind(), format!("{what}: {why}"))))?;
-        let bytes = sys::get_bytes(fd(&self.counters), &0u32, cpus * size_of::<Counters>())
-            .map_err(&failed)?;
         let mut totals = Totals::default();
-        for counters in bytes.chunks_exact(size_of::<Counters>()) {
-            if let Some(counters) = wire::read::<Counters>(counters) {
-                totals.add(&counters);
+        let mut missed: u64 = 0;
+        for program in &self.programs {
+            missed += sys::missed(program.as_fd()).map_err(failed_to_ask)?;
+        }
+        let mut instead = 0;
+        for seat in 0..SEATS {
+            let bytes = sys::get_bytes(fd(&self.counters), &seat, cpus * size_of::<Counters>())
+                .map_err(&failed)?;
+            for counters in bytes.chunks_exact(size_of::<Counters>()) {
+                if let Some(counters) = wire::read::<Counters>(counters) {
+                    totals.add(&counters);
+                    instead += counters.instead;
+                }
             }
         }
+        // Asked first: what is missed meanwhile is seen instead meanwhile, and counts next time.
+        totals.missed = missed.saturating_sub(instead);
         Ok(totals)
     }
 
@@ -341,6 +358,8 @@ pub struct Totals {
     pub lost_records: u64,
     /// Locks, operations, waits and endings that did not fit their tables.
     pub lost_elements: u64,
+    /// What no program saw, because each was preempted: see `bpf_prog_info.recursion_misses`.
+    pub missed: u64,
     /// Waits that were granted, by the power of two of their nanoseconds, and the sum of these.
     pub wait: [([u64; BUCKETS], u64); KINDS],
     /// Locks given up, by the power of two of the nanoseconds they were held, and their sum.
@@ -356,6 +375,7 @@ impl Default for Totals {
             waits: [0; KINDS],
             lost_records: 0,
             lost_elements: 0,
+            missed: 0,
             wait: [([0; BUCKETS], 0); KINDS],
             hold: [([0; BUCKETS], 0); KINDS],
         }
@@ -371,7 +391,7 @@ impl Totals {
 
     /// Everything that was lost: each may be missing from the tables or from the records.
     pub fn lost(&self) -> u64 {
-        self.lost_records + self.lost_elements
+        self.lost_records + self.lost_elements + self.missed
     }
 
     fn add(&mut self, counters: &Counters) {
