@@ -123,7 +123,7 @@ pub struct Globals {
 
 /// A process or thread, as it was when it did something.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Party {
     /// Start of the thread group's leader, ns of `CLOCK_BOOTTIME`.
     pub start: u64,

@@ -48,6 +48,9 @@ pub const MAPS_WANTED: u32 = 4;
 /// [`HoldRecord::what`]: a mapping of a ring that holds something.
 pub const MAPS_RING: u32 = 5;
 
+/// [`HoldRecord::flags`]: of the file of this description there is no mapping anywhere.
+pub const NOT_MAPPED: u64 = 1;
+
 /// No descriptor: the hold is a mapping.
 pub const NO_FD: u32 = u32::MAX;
 
@@ -67,7 +70,7 @@ pub struct HoldRecord {
     pub start: u64,
     /// First address behind the mapping.
     pub end: u64,
-    /// `vm_flags` of the mapping.
+    /// `vm_flags` of the mapping; of a wanted description's descriptor [`NOT_MAPPED`] or 0.
     pub flags: u64,
     /// The fd table of whoever holds it.
     pub files: u64,

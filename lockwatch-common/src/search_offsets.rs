@@ -75,6 +75,12 @@ offsets! {
     vma_end,
     /// `vm_area_struct.vm_flags`
     vma_flags,
+    /// 1 where it can be told whether a file is mapped at all.
+    has_mapped,
+    /// `file.f_mapping`
+    file_mapping,
+    /// The root of the tree of mappings in `address_space.i_mmap`.
+    mapping_root,
 }
 
 const _: () = assert!(size_of::<SearchOffsets>() == SearchOffsets::WORDS * 4);

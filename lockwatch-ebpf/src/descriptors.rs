@@ -4,11 +4,13 @@
 //! Sockets are found here and not with `iter/unix`, which shows those of one network namespace
 //! alone and does not say whose they are.
 
-use lockwatch_common::search::{HOLDS_RING, HOLDS_SOCKET, HOLDS_WANTED, HoldRecord, KIND_HOLD};
+use lockwatch_common::search::{
+    HOLDS_RING, HOLDS_SOCKET, HOLDS_WANTED, HoldRecord, KIND_HOLD, NOT_MAPPED,
+};
 
 use crate::found::{AGAIN, NEXT, at, header, is_wanted, tell};
 use crate::inside::{Container, is_anonymous, is_socket, ring, socket};
-use crate::kernel::{member, offset};
+use crate::kernel::{member, offset, read_u64};
 use crate::task;
 
 /// `struct bpf_iter__task_file`: the same from 5.8 on.
@@ -39,7 +41,7 @@ extern "C" fn search_descriptors(context: *const Context) -> i32 {
             fd,
             start: 0,
             end: 0,
-            flags: 0,
+            flags: if what == HOLDS_WANTED { mapped(file) } else { 0 },
             files: member(task, offset!(task_files)),
             cred: member(task, offset!(task_cred)),
             file_cred: member(file, offset!(file_cred)),
@@ -47,6 +49,18 @@ extern "C" fn search_descriptors(context: *const Context) -> i32 {
         }
     };
     if tell(record) { NEXT } else { AGAIN }
+}
+
+/// [`NOT_MAPPED`] where the tree in which the kernel keeps every mapping of the file is empty.
+#[inline(always)]
+unsafe fn mapped(file: *const u8) -> u64 {
+    if at!(has_mapped) == 0 {
+        return 0;
+    }
+    // SAFETY: the caller gives a file of the context.
+    let mapping: u64 = unsafe { member(file, at!(file_mapping)) };
+    // What cannot be read reads as 0.
+    if mapping != 0 && read_u64(mapping + at!(mapping_root) as u64) == 0 { NOT_MAPPED } else { 0 }
 }
 
 #[inline(always)]

@@ -156,23 +156,25 @@ fn by_bpf(
     stuck: &BTreeSet<ProcessId>,
     hunt: &mut Option<bpf::Hunt>,
 ) -> Result<Look, bpf::BpfError> {
-    let bpf::Reading { mut snapshot, own_files, .. } = read_bpf()?;
+    let bpf::Reading { mut snapshot, own_files, hunt: loading, .. } = read_bpf()?;
     snapshot.stuck = stuck.clone();
     let mut look = conclude(snapshot, "bpf", |files_of| own(&own_files, files_of), files);
-    (look.view, *hunt) = explained(look.view);
+    (look.view, *hunt) = explained(look.view, loading);
     Ok(look)
 }
 
 /// The view with what no fd table shows, where a lock is unexplained without, and the search that
-/// was made for it.
-pub(crate) fn explained(first: View) -> (View, Option<bpf::Hunt>) {
+/// was made for it: `loading`, where one is being loaded already.
+pub(crate) fn explained(first: View, loading: Option<bpf::Loading>) -> (View, Option<bpf::Hunt>) {
     // Whoever has nothing unexplained pays nothing for the search.
     let unexplained = first.unexplained();
     if unexplained.is_empty() {
         return (first, None);
     }
     let mut snapshot = first.snapshot;
-    let hunt = bpf::explain(&mut snapshot, &unexplained, None);
+    let loaded = loading.and_then(bpf::Loading::wait);
+    log::debug!("ready to search");
+    let hunt = bpf::explain(&mut snapshot, &unexplained, loaded);
     log::debug!("searched for {} descriptions", unexplained.len());
     (view(snapshot), hunt)
 }

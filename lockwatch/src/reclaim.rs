@@ -7,6 +7,7 @@ mod account;
 mod attended;
 mod watched;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
@@ -18,10 +19,11 @@ use anyhow::Context as _;
 use crate::act::audit::Audit;
 use crate::act::procedure::{self, Report};
 use crate::config::Config;
-use crate::engine::classify::State;
+use crate::engine::classify::{Confidence, State};
 use crate::engine::id::LockId;
+use crate::engine::input::FileId;
 use crate::engine::reclaim::progress::Asker;
-use crate::engine::reclaim::{Plan, Refusal, Wanted, plan};
+use crate::engine::reclaim::{Plan, Refusal, Terms, Wanted, plan};
 use crate::engine::view::LockView;
 use crate::failure::{EXIT_CLEAR, EXIT_FINDINGS, EXIT_INTERRUPTED};
 use crate::look::{Choice, Look, look};
@@ -51,6 +53,8 @@ pub struct Reclaim {
     pub no_hooks: bool,
     /// Write JSON.
     pub json: bool,
+    /// How sure it must be that a lock is orphaned.
+    pub at_least: Confidence,
     /// Who has the daemon do it, where the daemon does.
     pub attended: Option<Asker>,
 }
@@ -69,7 +73,7 @@ pub fn run(asked: &Reclaim) -> anyhow::Result<u8> {
     } else {
         Config::default()
     };
-    let mut targets = Targets::file(&asked.file)?;
+    let mut targets = Targets::itself(&asked.file)?;
     let watched = Watched::open(&config, &mut targets.handles);
     let seen = look(asked.source, &targets.handles)?;
     let chosen = targets.select(&seen.view, &seen.files)?;
@@ -104,8 +108,16 @@ fn exit_code(interrupted: &AtomicBool, refusals: &[(LockId, Refusal)], report: &
 
 fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockId, Refusal)>) {
     let own = rustix::process::getpid().as_raw_nonzero().get();
+    let terms = Terms { wanted: asked.method, forced: asked.force, at_least: asked.at_least, own };
     let view = &seen.view;
     let locks: Vec<&LockView> = chosen.iter().map(|&place| &view.locks[place as usize]).collect();
+    let files: BTreeSet<FileId> = locks.iter().map(|lock| view.name(lock).file).collect();
+    if files.len() > 1 {
+        // The hooks, the turn and the record are those of one file.
+        let refusal = Refusal::SeveralFiles { files: files.len() };
+        let refused = locks.iter().map(|lock| (lock.id, refusal.clone()));
+        return (Vec::new(), refused.collect());
+    }
     if asked.force && locks.len() > 1 {
         let refusal = Refusal::ForceNeedsOne { named: locks.len() };
         let refused = locks.iter().map(|lock| (lock.id, refusal.clone()));
@@ -116,7 +128,7 @@ fn plans(asked: &Reclaim, seen: &Look, chosen: &[u32]) -> (Vec<Plan>, Vec<(LockI
     let only_orphans = locks.iter().any(orphaned);
     let mut made = (Vec::new(), Vec::new());
     for lock in locks.into_iter().filter(|lock| !only_orphans || orphaned(lock)) {
-        match plan(view, lock, asked.method, asked.force, own) {
+        match plan(view, lock, terms) {
             Ok(plan) => made.0.push(plan),
             Err(refusal) => made.1.push((lock.id, refusal)),
         }
@@ -147,7 +159,11 @@ fn carry_out(
         attended::planned(by, plans);
     }
     let told = |hook: &str, outcomes: &[_]| watched::told(hook, watch, plans, outcomes);
-    let report = procedure::carry_out(plans, &hooks, &mut sight, &told, interrupted);
+    let mut note = |lock, step: &_| {
+        // Half of it is done, and the rest belongs to it: the end says again what was done.
+        let _ = audit.note(&begun.step(lock, step));
+    };
+    let report = procedure::carry_out(plans, &hooks, &mut sight, &told, interrupted, &mut note);
     if let Err(error) = audit.append(&begun.end(&report)) {
         // What was done was done: its account goes to whoever asked all the same.
         crate::failure::tell(format_args!(

@@ -5,7 +5,7 @@ use crate::act::sight::{Sight, Sighting};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{Reference, Snapshot};
 use crate::look::{explained, remember, view};
-use crate::source::bpf::Snapshots;
+use crate::source::bpf::{self, Snapshots};
 use crate::source::procfs;
 
 /// Reads the whole machine's tables for every look.
@@ -36,6 +36,7 @@ impl Sight for Whole {
             Self::Bpf(snapshots) => {
                 let mut reading = snapshots.read()?;
                 remember(&mut reading);
+                bpf::order_births(&mut reading.snapshot)?;
                 reading.snapshot
             }
             Self::Procfs => procfs::read(&procfs::ProcRoot::live(), procfs::Options::default())?,
@@ -43,7 +44,7 @@ impl Sight for Whole {
         let own = take_own(&mut snapshot);
         let mut seen = view(snapshot);
         if thorough && matches!(self, Self::Bpf(_)) {
-            (seen, _) = explained(seen);
+            (seen, _) = explained(seen, None);
             // The search finds once more what this process has.
             let again = take_own(&mut seen.snapshot);
             if !again.is_empty() || !seen.snapshot.places.is_empty() {

@@ -33,6 +33,13 @@ enum Target {
     Folder(PathBuf),
 }
 
+/// What a folder stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Folders {
+    AllBelow,
+    Themselves,
+}
+
 /// All that was asked about.
 #[derive(Debug, Default)]
 pub struct Targets {
@@ -63,7 +70,21 @@ impl Targets {
         if is_lock_id(text) {
             targets.add(text)?;
         } else {
-            targets.add_path(text)?;
+            targets.add_path(text, Folders::AllBelow)?;
+        }
+        Ok(targets)
+    }
+
+    /// Like [`Self::file`], but a folder is a file as well, and nothing below it is meant.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn itself(text: &OsStr) -> anyhow::Result<Self> {
+        let mut targets = Self::default();
+        if is_lock_id(text) {
+            targets.add(text)?;
+        } else {
+            targets.add_path(text, Folders::Themselves)?;
         }
         Ok(targets)
     }
@@ -79,14 +100,14 @@ impl Targets {
         } else if is_lock_id(text) {
             self.targets.push(Target::Id(text.to_string_lossy().into_owned()));
         } else if text.as_bytes().contains(&b'/') || text == "." || text == ".." {
-            self.add_path(text)?;
+            self.add_path(text, Folders::AllBelow)?;
         } else {
             self.targets.push(Target::Name(text.to_owned()));
         }
         Ok(())
     }
 
-    fn add_path(&mut self, text: &OsStr) -> anyhow::Result<()> {
+    fn add_path(&mut self, text: &OsStr, folders: Folders) -> anyhow::Result<()> {
         let path = Path::new(text);
         let what = || format!("target: {}", shown(path));
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -97,7 +118,10 @@ impl Targets {
             Err(error) => return Err(error).with_context(what),
         };
         match handle {
-            Some(handle) if fs::metadata(path).with_context(what)?.is_dir() => {
+            Some(handle)
+                if folders == Folders::AllBelow
+                    && fs::metadata(path).with_context(what)?.is_dir() =>
+            {
                 drop(handle);
                 let folder = fs::canonicalize(path).with_context(what)?;
                 self.targets.push(Target::Folder(folder));

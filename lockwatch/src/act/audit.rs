@@ -55,10 +55,23 @@ impl Audit {
     /// # Errors
     /// Where it is not.
     pub fn append(&mut self, record: &serde_json::Value) -> Result<(), AuditError> {
+        self.note(record)?;
+        self.file.sync_data().map_err(|error| self.failed(error))
+    }
+
+    /// Appends one line without waiting for the disk: it outlives whoever writes it, but not the
+    /// machine.
+    ///
+    /// # Errors
+    /// Where it could not be written.
+    pub fn note(&mut self, record: &serde_json::Value) -> Result<(), AuditError> {
         let mut line = record.to_string();
         line.push('\n');
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
-        written.map_err(|error| AuditError { path: self.path.clone(), error })
+        self.file.write_all(line.as_bytes()).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: io::Error) -> AuditError {
+        AuditError { path: self.path.clone(), error }
     }
 }
 

@@ -2,13 +2,18 @@
 //!
 //! Refuses to release anything after a failed drain; and whatever happens, resume runs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use super::hook::{Hook, Told};
 use super::sight::Sight;
 use super::turn::Turn;
 use super::{ActError, release};
-use crate::engine::reclaim::{End, HookRun, Outcome, Plan};
+use crate::engine::id::LockId;
+use crate::engine::reclaim::{End, HookRun, Outcome, Plan, Step};
+
+/// Is told each thing that was done, of a lock or of a hook, right after it.
+pub type Note<'a> = &'a mut dyn FnMut(Option<LockId>, &Step);
 
 /// The hooks of a file, as far as there are any.
 #[derive(Default)]
@@ -46,10 +51,11 @@ pub fn carry_out(
     sight: &mut dyn Sight,
     told: &dyn Fn(&str, &[Outcome]) -> Told,
     interrupted: &AtomicBool,
+    note: Note<'_>,
 ) -> Report {
     let Some(first) = plans.first() else { return Report::default() };
     let end = match Turn::take(first.lock.file) {
-        Ok(_turn) => return in_turn(plans, hooks, sight, told, interrupted),
+        Ok(_turn) => return in_turn(plans, hooks, sight, told, interrupted, note),
         Err(ActError::Race(race)) => End::Race(race),
         Err(error) => End::Failed { why: error.to_string() },
     };
@@ -62,36 +68,34 @@ fn in_turn(
     sight: &mut dyn Sight,
     told: &dyn Fn(&str, &[Outcome]) -> Told,
     interrupted: &AtomicBool,
+    note: Note<'_>,
 ) -> Report {
     let mut report = Report::default();
-    let mut run = |hook: &Option<Hook>, outcomes: &[Outcome], ends: bool| {
+    let begun = Instant::now();
+    let mut run = |hook: &Option<Hook>, outcomes: &[Outcome], ends: bool, note: Note<'_>| {
         let hook = hook.as_ref()?;
         let run = hook.run(&told(hook.name, outcomes), ends.then_some(interrupted));
         let failure = (!run.status.is_success()).then(|| format!("{} {}", run.name, run.status));
+        let at = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        note(None, &Step { name: run.name, at, what: run.status.to_string() });
         report.hooks.push(run);
         failure
     };
-    report.outcomes = match run(&hooks.drain, &[], true) {
+    report.outcomes = match run(&hooks.drain, &[], true, note) {
         Some(why) => untouched(plans, &End::NotTried { why }),
-        None => plans.iter().map(|plan| unless(interrupted, plan, sight)).collect(),
+        None => {
+            let release = |plan: &Plan| {
+                let mut note = |step: &Step| note(Some(plan.lock.id), step);
+                release::release(plan, sight, &mut note, interrupted)
+            };
+            plans.iter().map(release).collect()
+        }
     };
     if report.outcomes.iter().any(|outcome| outcome.end.is_released()) {
-        run(&hooks.canary, &report.outcomes, true);
+        run(&hooks.canary, &report.outcomes, true, note);
     }
-    run(&hooks.resume, &report.outcomes, false);
+    run(&hooks.resume, &report.outcomes, false, note);
     report
-}
-
-fn unless(interrupted: &AtomicBool, plan: &Plan, sight: &mut dyn Sight) -> Outcome {
-    if interrupted.load(Ordering::Relaxed) {
-        return Outcome {
-            lock: plan.lock.id,
-            end: End::NotTried { why: "it was interrupted".into() },
-            steps: Vec::new(),
-            took: None,
-        };
-    }
-    release::release(plan, sight)
 }
 
 fn untouched(plans: &[Plan], end: &End) -> Vec<Outcome> {

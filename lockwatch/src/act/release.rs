@@ -2,6 +2,7 @@
 //!
 //! Refuses to unlock anything between whose proof and unlocking something else is done.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::description::Description;
@@ -12,14 +13,23 @@ use crate::engine::reclaim::recheck::find;
 use crate::engine::reclaim::{End, Holder, Method, Outcome, Plan, Race, Step, recheck, verify};
 
 /// What is done for one lock, as it is done.
-pub(super) struct Record {
+pub(super) struct Record<'a> {
     begun: Instant,
     steps: Vec<Step>,
+    /// How many of them were noted.
+    noted: usize,
+    note: &'a mut dyn FnMut(&Step),
+    interrupted: &'a AtomicBool,
 }
 
-impl Record {
-    fn begin() -> Self {
-        Self { begun: Instant::now(), steps: Vec::new() }
+impl<'a> Record<'a> {
+    fn begin(note: &'a mut dyn FnMut(&Step), interrupted: &'a AtomicBool) -> Self {
+        Self { begun: Instant::now(), steps: Vec::new(), noted: 0, note, interrupted }
+    }
+
+    /// The last word before something is done: whether it is still wanted.
+    pub(super) fn is_wanted(&self) -> Result<(), Stop> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(Stop::Interrupted) } else { Ok(()) }
     }
 
     fn now(&self) -> u64 {
@@ -30,12 +40,20 @@ impl Record {
         let at = self.now();
         self.steps.push(Step { name, at, what: what.into() });
     }
+
+    /// Has what was done up to now noted; never between a look and the act that rests on it, which
+    /// nothing may keep apart.
+    pub(super) fn note(&mut self) {
+        self.steps[self.noted..].iter().for_each(&mut *self.note);
+        self.noted = self.steps.len();
+    }
 }
 
 /// Why it did not come to a verified end.
 pub(super) enum Stop {
     Before(ActError),
     Looking(anyhow::Error),
+    Interrupted,
 }
 
 impl From<ActError> for Stop {
@@ -44,25 +62,34 @@ impl From<ActError> for Stop {
     }
 }
 
-/// Carries out one plan.
-pub fn release(plan: &Plan, sight: &mut dyn Sight) -> Outcome {
-    let mut record = Record::begin();
-    let end = match act(plan, sight, &mut record) {
+/// Carries out one plan, unless it is not wanted any more; `note` is told of its steps.
+pub fn release(
+    plan: &Plan,
+    sight: &mut dyn Sight,
+    note: &mut dyn FnMut(&Step),
+    interrupted: &AtomicBool,
+) -> Outcome {
+    let mut record = Record::begin(note, interrupted);
+    let acted = record.is_wanted().and_then(|()| act(plan, sight, &mut record));
+    record.note();
+    let end = match acted {
         Ok(before) => match sight.look(false) {
             Ok(after) => verify(plan, &before.view, &after.view),
             Err(error) => End::Unverified { why: format!("{error:#}") },
         },
         Err(Stop::Before(ActError::Race(race))) => End::Race(race),
         Err(Stop::Before(error)) => End::Failed { why: error.to_string() },
+        Err(Stop::Interrupted) => End::NotTried { why: "it was interrupted".into() },
         Err(Stop::Looking(error)) => End::Failed { why: format!("{error:#}") },
     };
     record.step("verified", end.name());
     let took = end.is_released().then(|| record.now());
+    record.note();
     Outcome { lock: plan.lock.id, end, steps: record.steps, took }
 }
 
 /// Everything up to the unlocking, and that. Returns what was seen right before.
-fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighting, Stop> {
+fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record<'_>) -> Result<Sighting, Stop> {
     match plan.method {
         Method::Fd => through_descriptor(plan, sight, record),
         Method::Queue => out_of_queue(plan, sight, record),
@@ -74,12 +101,13 @@ fn act(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighti
 fn through_descriptor(
     plan: &Plan,
     sight: &mut dyn Sight,
-    record: &mut Record,
+    record: &mut Record<'_>,
 ) -> Result<Sighting, Stop> {
     let (handle, fd) = reach(&plan.through, record)?;
     let description = Description::new(handle.fetch(fd)?);
     let before = description.locks()?;
     record.step("fetched", format!("descriptor {fd} of pid {}", plan.through.reader_pid));
+    record.note();
     let seen = checked(plan, sight, Some(&description))?;
     record.step("rechecked", "lock, owner, file, holder and description are those of the plan");
     description.is_that_of(plan.through.tid, fd)?;
@@ -89,12 +117,17 @@ fn through_descriptor(
         "proven",
         "kcmp: the fetched description is the holder's, and its locks are the same",
     );
+    record.is_wanted()?;
     description.unlock(&plan.lock)?;
     record.step("unlocked", plan.lock.kind.name());
     Ok(seen)
 }
 
-fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Result<Sighting, Stop> {
+fn out_of_queue(
+    plan: &Plan,
+    sight: &mut dyn Sight,
+    record: &mut Record<'_>,
+) -> Result<Sighting, Stop> {
     let (handle, fd) = reach(&plan.through, record)?;
     let socket = handle.fetch(fd)?;
     record.step("fetched", format!("socket {fd} of pid {}", plan.through.reader_pid));
@@ -102,6 +135,7 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
         queue::peek(&socket)?.into_iter().map(Description::new).collect();
     let before = cloned.iter().map(Description::locks).collect::<Result<Vec<_>, _>>()?;
     record.step("cloned", format!("{} descriptors out of its queue", cloned.len()));
+    record.note();
     let seen = sight.look(true).map_err(Stop::Looking)?;
     let of = |description: &Description| seen.own(description.number());
     let owner = find(plan, &seen.view).and_then(|lock| seen.view.lock(lock).owner);
@@ -120,13 +154,14 @@ fn out_of_queue(plan: &Plan, sight: &mut dyn Sight, record: &mut Record) -> Resu
     still_runs(&handle, &plan.through)?;
     description.still_has(before)?;
     record.step("rechecked", "lock, owner, file, socket and description are those of the plan");
+    record.is_wanted()?;
     description.unlock(&plan.lock)?;
     record.step("unlocked", plan.lock.kind.name());
     Ok(seen)
 }
 
 /// A handle on the planned process or thread, and the number of its descriptor.
-pub(super) fn reach(holder: &Holder, record: &mut Record) -> Result<(Handle, u32), Stop> {
+pub(super) fn reach(holder: &Holder, record: &mut Record<'_>) -> Result<(Handle, u32), Stop> {
     let nowhere = || ActError::Impossible("the plan names no descriptor".into());
     let fd = holder.fd.ok_or_else(nowhere)?;
     let handle = if holder.tid == holder.reader_pid {

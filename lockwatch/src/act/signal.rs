@@ -24,17 +24,24 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) fn end_holders(
     plan: &Plan,
     sight: &mut dyn Sight,
-    record: &mut Record,
+    record: &mut Record<'_>,
 ) -> Result<Sighting, Stop> {
     let holders = || plan.holders.iter().filter(|holder| holder.runs);
     let handles =
         holders().map(Handle::open).collect::<Result<Vec<Handle>, _>>().map_err(Stop::Before)?;
     record.step("opened", "handles on all holders: they are those processes");
+    record.note();
     let before = checked(plan, sight, None)?;
     record.step("rechecked", "lock, owner, file and holders are those of the plan");
+    record.is_wanted()?;
     let last = handles.len().saturating_sub(1);
     for (at, (holder, handle)) in holders().zip(&handles).enumerate() {
+        // Who was ended before stays ended: then the tables say whether that was enough.
+        if at > 0 && record.is_wanted().is_err() {
+            break;
+        }
         end(holder, handle, record)?;
+        record.note();
         let patience = if at == last { GIVEN_BACK } else { Duration::ZERO };
         if is_gone_within(plan, sight, patience)? {
             break;
@@ -58,7 +65,7 @@ fn is_gone_within(plan: &Plan, sight: &mut dyn Sight, time: Duration) -> Result<
     }
 }
 
-fn end(holder: &Holder, handle: &Handle, record: &mut Record) -> Result<(), Stop> {
+fn end(holder: &Holder, handle: &Handle, record: &mut Record<'_>) -> Result<(), Stop> {
     let pid = holder.reader_pid;
     // One that has ended since was to be ended.
     if !handle.runs()? {

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::FileArgs;
 use crate::act::warden::Ward;
+use crate::engine::classify::Confidence;
 use crate::engine::reclaim::Wanted;
 use crate::engine::reclaim::progress::Asker;
 use crate::reclaim::Reclaim;
@@ -55,6 +56,9 @@ pub(super) struct ReclaimArgs {
         conflicts_with = "json"
     )]
     attended: Option<Attended>,
+    /// For the daemon: release also what is only likely an orphan, as whoever types it may
+    #[arg(long, hide = true, requires = "attended")]
+    likely: bool,
 }
 
 /// Who has the daemon do it.
@@ -105,6 +109,12 @@ impl From<Way> for Wanted {
     }
 }
 
+/// Who reads the plan may judge for themselves what was inferred; a daemon must say that it may act
+/// on that.
+fn at_least(attended: Option<Attended>, likely: bool) -> Confidence {
+    if attended.is_some() && !likely { Confidence::Certain } else { Confidence::Likely }
+}
+
 impl From<ReclaimArgs> for Reclaim {
     fn from(args: ReclaimArgs) -> Self {
         Self {
@@ -116,6 +126,7 @@ impl From<ReclaimArgs> for Reclaim {
             config: args.config,
             no_hooks: args.no_hooks,
             json: args.json,
+            at_least: at_least(args.attended, args.likely),
             attended: args.attended.map(Asker::from),
         }
     }

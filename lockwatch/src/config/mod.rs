@@ -138,6 +138,9 @@ pub struct Watch {
     /// Whether its orphaned locks may be reclaimed.
     #[serde(default)]
     pub reclaim: bool,
+    /// Whether also those that are only likely orphaned.
+    #[serde(default)]
+    pub reclaim_likely: bool,
     /// Must succeed before a lock is released.
     pub drain: Option<Hook>,
     /// Must succeed after.
@@ -308,6 +311,10 @@ impl Config {
                 let path = watch.path.get_ref().display();
                 return Err((at, format!("path: {path}: not an absolute path")));
             }
+            if watch.reclaim_likely && !watch.reclaim {
+                let what = format!("{name}: reclaim_likely is for watches with reclaim = true");
+                return Err((at, what));
+            }
             for (kind, hook) in watch.hooks() {
                 let at = hook.run.span().start;
                 if !hook.program().is_absolute() {
@@ -441,6 +448,7 @@ resume = { run = ["/usr/local/bin/resume"] }
         refused(&(watch("a", "") + &watch("a", "")), "line 6: name: \"a\" is there twice");
         refused("[[watch]]\nname = \"a\"\npath = \"a\"\n", "line 3: path: a: not an absolute path");
         refused(&watch("a", "drain = { run = [] }"), "line 4: drain: run begins with");
+        refused(&watch("a", "reclaim_likely = true"), "line 2: a: reclaim_likely is for watches");
         refused(&watch("a", "drain = { run = [\"sh\"] }"), "line 4: drain: run begins with");
         refused(&watch("a", "drain = { run = [\"/a\"], timeout = \"2h\" }"), "line 4: drain: ");
     }

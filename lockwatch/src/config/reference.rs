@@ -147,7 +147,7 @@ pub const KEYS: &[Key] = &[
         ),
     key(Section::Reclaim, "audit", "absolute path")
         .default("\"/var/log/lockwatch/reclaim.jsonl\"")
-        .text("Where every reclaim that is carried out is recorded: a JSON line as it begins and one as it ends, appended."),
+        .text("Where every reclaim that is carried out is recorded: a JSON line as it begins, for each step, and as it ends, appended."),
     key(Section::Watch, "name", "letters, digits, -, _ and ., at most 64")
         .required()
         .text("Its name in the tree, in events and in metrics. Each name is given once."),
@@ -155,6 +155,12 @@ pub const KEYS: &[Key] = &[
     key(Section::Watch, "reclaim", "boolean")
         .default("false")
         .text("Whether orphaned locks on it may be released."),
+    key(Section::Watch, "reclaim_likely", "boolean").default("false").text(
+        "Whether the daemon may release by itself also what is only likely orphaned: nobody watched \
+         it being taken, as before the daemon's first start, or it is in flight in a unix socket, \
+         where somebody may be about to receive it. Such a release may make two writers. Needs \
+         reclaim = true.",
+    ),
     key(Section::Watch, "drain", "hook")
         .text("Run before a lock is released; where it fails nothing is released."),
     key(Section::Watch, "canary", "hook")
@@ -243,6 +249,8 @@ mod tests {
             found.unwrap().default.unwrap().to_owned()
         };
         assert_eq!(config.watch[0].reclaim.to_string(), default(Section::Watch, "reclaim"));
+        let likely = config.watch[0].reclaim_likely.to_string();
+        assert_eq!(likely, default(Section::Watch, "reclaim_likely"));
         let timeout = config.watch[0].drain.as_ref().unwrap().timeout;
         let timeout = format!("\"{}\"", humantime::format_duration(timeout));
         assert_eq!(timeout, default(Section::Hook, "timeout"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::urgency;
 use crate::source::history::{HistoryError, Reader, Taken};
 
 type Outcome = Result<Taken, HistoryError>;
@@ -37,6 +38,8 @@ impl Readings {
         let (ask, asked) = blocking::channel();
         let (give, taken) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("readings".into()).spawn(move || {
+            // That it may not the loop has said.
+            let _ = urgency::prefer_this_thread();
             while asked.recv().is_ok() {
                 if give.send(reader.read(&paths)).is_err() {
                     break;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
+use crate::engine::classify::Confidence;
 use crate::engine::id::LockId;
 use crate::engine::input::FileId;
 use crate::engine::reclaim::progress::{Asker, Done, Planned, Progress, Reclaimed};
@@ -46,6 +47,8 @@ pub(super) struct Job<T> {
     pub(super) subjects: Vec<OsString>,
     /// Also without an orphan's verdict.
     pub(super) force: bool,
+    /// How sure that verdict must be at least.
+    pub(super) at_least: Confidence,
     /// What is handed back at the end.
     pub(super) ticket: T,
 }
@@ -226,6 +229,9 @@ impl<T> Job<T> {
         command.args(["reclaim", "--execute", "--attended", self.by.name()]);
         if self.force {
             command.arg("--force");
+        }
+        if self.at_least == Confidence::Likely {
+            command.arg("--likely");
         }
         if let Some(config) = &surroundings.config {
             command.arg("--config").arg(config);

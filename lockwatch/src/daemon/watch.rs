@@ -27,7 +27,7 @@ use super::readings::Readings;
 use super::reclaims::{self, Job, Reclaims, Surroundings};
 use super::scrapes::{PULSE, Scrapes};
 use super::tree::{Obeyed, Tree, Wanted};
-use super::{nanos, now};
+use super::{nanos, now, urgency};
 use crate::config::{Config, Mode};
 use crate::engine::input::{
     FileId, Input, Output, Permission, Policy, Settings, Started, Watched, Wrote,
@@ -101,6 +101,9 @@ pub(super) async fn watch(
         told_orphans: None,
         scrapes,
     };
+    if let Err(error) = urgency::prefer_this_thread() {
+        log::info!("orphans may be told late while the processors are busy: {error}");
+    }
     let started = Started {
         last_seq: kernel.last_seq(),
         told: kernel.told(),
@@ -341,6 +344,7 @@ fn policy(config: &Config) -> Policy {
     let permission = |watch: &crate::config::Watch| Permission {
         path: watch.path.get_ref().as_os_str().as_bytes().into(),
         allowed: watch.reclaim,
+        likely: watch.reclaim_likely,
     };
     Policy {
         automatic: config.reclaim.mode == Mode::Reclaim,
@@ -364,6 +368,7 @@ fn job<T>(order: Order) -> Job<Option<T>> {
         locks: order.locks,
         subjects,
         force: false,
+        at_least: order.at_least,
         ticket: None,
     }
 }

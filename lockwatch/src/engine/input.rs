@@ -108,6 +108,9 @@ pub struct Permission {
     pub path: Box<[u8]>,
     /// Whether they may.
     pub allowed: bool,
+    /// Whether also those that are only likely orphaned.
+    #[serde(default)]
+    pub likely: bool,
 }
 
 impl Policy {

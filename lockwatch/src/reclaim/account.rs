@@ -1,4 +1,5 @@
-//! The records of one reclaim for the audit: one before anything is done, one when it is over.
+//! The records of one reclaim for the audit: one before anything is done, one for each step, one
+//! when it is over.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::act::procedure::Report;
 use crate::config::Watch;
-use crate::engine::reclaim::Plan;
+use crate::engine::id::LockId;
 use crate::engine::reclaim::progress::Asker;
+use crate::engine::reclaim::{Plan, Step};
 use crate::sink::clock::Timestamp;
 use crate::sink::json::SCHEMA;
 use crate::sink::reclaim as sink;
@@ -45,6 +47,19 @@ impl Begun {
             "watch": watch.map(|watch| watch.name.get_ref()),
             "plans": plans.iter().map(sink::plan).collect::<Vec<_>>(),
             "hooks": hooks,
+        })
+    }
+
+    /// One thing that was done, for whoever finds no end.
+    pub(super) fn step(&self, lock: Option<LockId>, step: &Step) -> Value {
+        json!({
+            "schema": SCHEMA,
+            "record": "step",
+            "reclaim": self.name,
+            "at": timestamp(),
+            "lock": lock.map(|lock| lock.to_string()),
+            "step": step.name,
+            "what": step.what,
         })
     }
 

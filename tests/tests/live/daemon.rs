@@ -13,11 +13,17 @@ pub(crate) const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts"
 pub(crate) const AND_A_CHOSEN_PID: &[&str] =
     &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
 
+const AND_MAPPINGS: &[&str] = &["root", "iter/task_file", "iter/task_vma", "tp_btf", "mounts"];
+
 pub(crate) const TESTS: &[Test] = &[
     once!(an_orphan_is_told_once_with_its_whole_story).needs(NEEDS),
     once!(an_orphan_that_ends_is_recovered_and_then_all_is_clear).needs(NEEDS),
     once!(a_forked_child_of_a_process_that_crashed_is_no_heir).needs(NEEDS),
     once!(idioms_are_no_events).needs(NEEDS),
+    once!(what_is_in_flight_beside_a_lock_with_a_leaked_descriptor_is_found_too).needs(NEEDS),
+    once!(what_is_only_mapped_is_found_too).needs(AND_MAPPINGS),
+    once!(who_maps_the_file_beside_a_leaked_descriptor_is_told_too).needs(AND_MAPPINGS),
+    once!(who_has_nothing_but_a_mapping_by_right_makes_no_orphan).needs(AND_MAPPINGS),
     once!(a_lock_that_is_older_than_the_watch_is_no_certain_orphan).needs(NEEDS),
     once!(a_crash_and_the_next_owner_are_a_handoff).needs(NEEDS),
     once!(an_unlock_before_a_crash_is_no_handoff).needs(NEEDS),
@@ -142,6 +148,101 @@ fn idioms_are_no_events(scene: &mut Scene) -> Result<()> {
     let report = scene.scan_by_bpf()?;
     report.only_lock_on(&scene.file("lock")?)?.is("shared")?;
     report.only_lock_on(&scene.file("handed")?)?.is("handed_over")?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Another orphan, which a descriptor keeps: what is searched must not depend on it.
+const BESIDE: &str = "
+    start other
+    other: open b beside
+    other: flock b ex
+    other: fork idle
+    idle: exec
+    other: die KILL";
+
+fn what_is_in_flight_beside_a_lock_with_a_leaked_descriptor_is_found_too(
+    scene: &mut Scene,
+) -> Result<()> {
+    let (_house, mut daemon) = begin(scene, QUICK)?;
+    scene.play(BESIDE)?;
+    daemon.expect("orphaned", on(scene, "beside")?)?;
+    scene.play(
+        "start keeper
+         keeper: socketpair tx rx
+         keeper: fork owner
+         owner: open a lock
+         owner: flock a ex
+         owner: send tx a
+         owner: die KILL",
+    )?;
+    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
+    same!("reason", event["reason"], "scm_rights");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn what_is_only_mapped_is_found_too(scene: &mut Scene) -> Result<()> {
+    let (_house, mut daemon) = begin(scene, QUICK)?;
+    scene.play(BESIDE)?;
+    daemon.expect("orphaned", on(scene, "beside")?)?;
+    scene.play(
+        "start owner
+         owner: open a lock
+         owner: flock a ex
+         owner: map a
+         owner: fork heir
+         heir: close a
+         owner: die KILL",
+    )?;
+    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
+    same!("reason", event["reason"], "mmap");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn who_maps_the_file_beside_a_leaked_descriptor_is_told_too(scene: &mut Scene) -> Result<()> {
+    let (_house, mut daemon) = begin(scene, QUICK)?;
+    scene.play(BESIDE)?;
+    daemon.expect("orphaned", on(scene, "beside")?)?;
+    scene.play(
+        "start owner
+         owner: open a lock
+         owner: flock a ex
+         owner: map a
+         owner: fork mapper
+         mapper: close a
+         owner: fork heir
+         heir: exec
+         owner: die KILL",
+    )?;
+    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
+    same!("reason", event["reason"], "inherited");
+    let holders = event["holders"].as_array().context("no holders")?;
+    for (via, name) in [("fd", "heir"), ("mmap", "mapper")] {
+        let pid = scene.pid(name)?;
+        let is_it = |holder: &&Value| holder["via"] == via && holder["pid"] == pid;
+        ensure!(holders.iter().any(|holder| is_it(&holder)), "no {via} of {pid} in {event}");
+    }
+    daemon.stop()?;
+    Ok(())
+}
+
+fn who_has_nothing_but_a_mapping_by_right_makes_no_orphan(scene: &mut Scene) -> Result<()> {
+    let (_house, mut daemon) = begin(scene, QUICK)?;
+    scene.play(
+        "start keeper
+         keeper: open a lock
+         keeper: map a
+         keeper: fork owner
+         keeper: close a
+         owner: flock a ex
+         owner: die KILL",
+    )?;
+    a_while();
+    let report = scene.scan_by_bpf()?;
+    report.only_lock_on(&scene.file("lock")?)?.is("shared")?;
+    daemon.told_none_of(&["orphaned"])?;
     daemon.stop()?;
     Ok(())
 }

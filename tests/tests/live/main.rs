@@ -25,6 +25,7 @@ mod peers;
 mod reclaim;
 mod reclaim_hooks;
 mod reclaim_inject;
+mod reclaim_killed;
 mod reclaim_nobody;
 mod reclaim_policy;
 mod reclaim_races;
@@ -73,6 +74,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("reclaim_hooks", reclaim_hooks::TESTS),
     ("reclaim_inject", reclaim_inject::TESTS),
     ("reclaim_soak", reclaim_soak::TESTS),
+    ("reclaim_soak", reclaim_killed::TESTS),
     ("reclaim_nobody", reclaim_nobody::TESTS),
     ("reclaim_policy", reclaim_policy::TESTS),
     ("reclaim_races", reclaim_races::TESTS),

@@ -1,6 +1,6 @@
 //! Giving a lock back: a waiter gets it, the holder lives on, and nothing else is touched.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lockwatch_tests::harness::{Run, Scene, Test, capability};
 use lockwatch_tests::{each_source, once, same};
 use serde_json::Value;
@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_lock_that_is_held_by_right_is_refused).needs(BPF),
     once!(force_takes_one_named_lock_and_says_from_whom).needs(BPF),
     once!(force_takes_no_more_than_one).needs(BPF),
+    once!(a_folder_is_itself_and_not_what_is_below_it).needs(BPF),
+    once!(a_path_that_was_several_files_is_no_name).needs(BPF),
     once!(a_free_file_needs_nothing).needs(BPF),
     once!(every_reclaim_is_on_record).needs(BPF),
     once!(what_cannot_be_recorded_is_not_done).needs(BPF),
@@ -210,6 +212,34 @@ fn force_takes_no_more_than_one(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
+fn a_folder_is_itself_and_not_what_is_below_it(scene: &mut Scene) -> Result<()> {
+    prepare(scene)?;
+    scene.play(LEAKED)?;
+    for more in [&[][..], &["--force"]] {
+        let mut args = vec!["reclaim", ".", "--execute", "--config", CONFIG];
+        args.extend(more);
+        let run = scene.run(&args)?;
+        run.exits(0)?;
+        ensure!(run.text()?.contains("nothing to do"), "{:?}", run.text()?);
+        let report = scene.scan()?;
+        report.only_lock_on(&scene.file("lock")?)?.is("orphaned/inherited")?;
+    }
+    Ok(())
+}
+
+fn a_path_that_was_several_files_is_no_name(scene: &mut Scene) -> Result<()> {
+    scene.play(LEAKED)?;
+    scene.play("heir: unlink lock")?;
+    scene.play(&LEAKED.replace("owner", "second").replace("heir", "child"))?;
+    scene.play("child: unlink lock")?;
+    let (code, account) = execute(scene, &[])?;
+    same!("exit code", code, Some(1));
+    same!("refusals", account["refusals"].as_array().map(Vec::len), Some(2));
+    same!("reason", text(&account, "/refusals/0/reason")?, "several_files");
+    same!("plans", account["plans"], Value::Array(Vec::new()));
+    Ok(())
+}
+
 fn a_free_file_needs_nothing(scene: &mut Scene) -> Result<()> {
     prepare(scene)?;
     scene.play(FREE)?;
@@ -241,14 +271,20 @@ fn every_reclaim_is_on_record(scene: &mut Scene) -> Result<()> {
     let text = std::fs::read_to_string(AUDIT)?;
     let records: Vec<Value> =
         text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context(text.clone())?;
-    same!("records", records.len(), 2);
-    same!("first", records[0]["record"], "begun");
-    same!("who", records[0]["who"]["uid"], 0);
-    same!("holder", records[0]["plans"][0]["through"]["pid"], scene.pid("heir")?);
-    same!("second", records[1]["record"], "ended");
-    same!("of the same", records[1]["reclaim"], records[0]["reclaim"]);
-    same!("result", records[1]["outcomes"][0]["result"], "released");
-    let steps = records[1]["outcomes"][0]["steps"].to_string();
+    let [begun, noted @ .., ended] = &records[..] else { bail!("the record: {text}") };
+    same!("first", begun["record"], "begun");
+    same!("who", begun["who"]["uid"], 0);
+    same!("holder", begun["plans"][0]["through"]["pid"], scene.pid("heir")?);
+    same!("last", ended["record"], "ended");
+    for record in &records {
+        same!("of the same", record["reclaim"], begun["reclaim"]);
+    }
+    same!("result", ended["outcomes"][0]["result"], "released");
+    let steps = ended["outcomes"][0]["steps"].as_array().context("no steps")?;
+    let names =
+        |steps: &[Value]| -> Vec<Value> { steps.iter().map(|step| step["step"].clone()).collect() };
+    same!("noted on the way", names(noted), names(steps));
+    let steps = ended["outcomes"][0]["steps"].to_string();
     for step in ["fetched", "rechecked", "proven", "unlocked", "verified"] {
         ensure!(steps.contains(step), "{step} is not in {steps}");
     }

@@ -19,13 +19,17 @@ const FIRST: &str = "LOCKWATCH_SOAK_FIRST";
 /// Names a file for how often each act came to which end.
 const REPORT: &str = "LOCKWATCH_SOAK_REPORT";
 const USUAL: u32 = 2 * ACTS.len() as u32;
+/// How long a long form may take.
+pub(crate) const LONG: Duration = Duration::from_secs(12 * 3600);
+/// In a long form one round of so many is one in which a daemon is killed, at an exact step.
+const KILLED_ONCE_IN: u32 = 25;
 
 /// A program that makes a pause between plan and act.
 const PAUSE: &str = "/usr/bin/sleep";
 
 pub(crate) const TESTS: &[Test] = &[once!(no_lock_is_released_that_was_not_planned)
     .needs(&["root", "mounts", "iter/task_file", "pidfd_getfd", "kcmp", "choose-pid"])
-    .within(Duration::from_secs(12 * 3600))];
+    .within(LONG)];
 
 /// What the adversary does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,20 +73,64 @@ impl Chance {
     }
 }
 
-fn no_lock_is_released_that_was_not_planned(scene: &mut Scene) -> Result<()> {
-    prepare(scene)?;
+/// Which rounds of a long form.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    /// Somebody interferes at a moment of chance.
+    Adversary,
+    /// The daemon is killed at an exact step.
+    Killed,
+}
+
+/// The numbers of the rounds of a part: `usual` of them, or its share of what was asked for.
+pub(crate) fn rounds(part: Part, usual: u32) -> Result<Vec<u32>> {
     let number = |name| match std::env::var(name) {
         Ok(number) => number.parse().map(Some).context(name),
         Err(_) => Ok(None),
     };
-    let rounds = number(ROUNDS)?.unwrap_or_else(|| patience::rounds(USUAL));
-    let first = number(FIRST)?.unwrap_or(0);
-    let mut chance = Chance(0x9e37_79b9_7f4a_7c15 ^ u64::from(first) << 20);
-    let mut ends = std::collections::BTreeMap::<String, u32>::new();
+    let Some(all) = number(ROUNDS)? else { return Ok((0..usual).collect()) };
+    let first: u32 = number(FIRST)?.unwrap_or(0);
+    let is_killed = |round: &u32| round % KILLED_ONCE_IN == KILLED_ONCE_IN - 1;
+    let all = first..first + all;
+    Ok(match part {
+        Part::Adversary => all.filter(|round| !is_killed(round)).collect(),
+        Part::Killed => all.filter(is_killed).map(|round| round / KILLED_ONCE_IN).collect(),
+    })
+}
+
+/// How often which round came to which end.
+#[derive(Default)]
+pub(crate) struct Ends(std::collections::BTreeMap<String, u32>);
+
+impl Ends {
+    pub(crate) fn count(&mut self, end: String) {
+        *self.0.entry(end).or_default() += 1;
+    }
+
+    /// Says it, at the end of the report where there is one.
+    pub(crate) fn tell(&self) -> Result<()> {
+        let lines: String =
+            self.0.iter().map(|(end, times)| format!("{times:>6} {end}\n")).collect();
+        let Some(path) = std::env::var_os(REPORT) else {
+            lines.lines().for_each(note);
+            return Ok(());
+        };
+        let mut file =
+            std::fs::File::options().create(true).append(true).open(path).context(REPORT)?;
+        std::io::Write::write_all(&mut file, lines.as_bytes()).context(REPORT)
+    }
+}
+
+fn no_lock_is_released_that_was_not_planned(scene: &mut Scene) -> Result<()> {
+    prepare(scene)?;
+    let rounds = rounds(Part::Adversary, patience::rounds(USUAL))?;
+    let first = u64::from(rounds.first().copied().unwrap_or(0));
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15 ^ first << 20);
+    let mut ends = Ends::default();
     scene.play("start warden")?;
     // The moment is somewhere in the run, however long that takes on this machine.
     let mut usual = Duration::from_millis(250);
-    for round in first..first + rounds {
+    for round in rounds {
         let act = ACTS[round as usize % ACTS.len()];
         let paused = round as usize / ACTS.len() % 2 == 1 && Path::new(PAUSE).exists();
         configure(scene, round, paused)?;
@@ -94,16 +142,9 @@ fn no_lock_is_released_that_was_not_planned(scene: &mut Scene) -> Result<()> {
         if !paused && act != Act::LockwatchDies {
             usual = (usual * 7 + took.min(Duration::from_secs(2))) / 8;
         }
-        *ends.entry(format!("{act:?}: {end}")).or_default() += 1;
+        ends.count(format!("{act:?}: {end}"));
     }
-    let ends: String = ends.iter().map(|(end, times)| format!("{times:>6} {end}\n")).collect();
-    match std::env::var_os(REPORT) {
-        Some(path) => std::fs::write(path, ends).context(REPORT),
-        None => {
-            ends.lines().for_each(note);
-            Ok(())
-        }
-    }
+    ends.tell()
 }
 
 /// Writes the configuration of a round: with a pause between plan and act, or without.

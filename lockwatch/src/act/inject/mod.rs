@@ -48,7 +48,7 @@ impl Unlock {
 pub(super) fn through_holder(
     plan: &Plan,
     sight: &mut dyn Sight,
-    record: &mut Record,
+    record: &mut Record<'_>,
 ) -> Result<Sighting, Stop> {
     let unlock = Unlock::of(plan)?;
     // Everybody who could close, reuse or relock the descriptor meanwhile: whoever shares its
@@ -65,8 +65,10 @@ pub(super) fn through_holder(
     let description = Description::new(handle.fetch(fd)?);
     let before = of_holder(&plan.through, fd)?;
     record.step("fetched", format!("descriptor {fd} of pid {}", plan.through.reader_pid));
+    record.note();
     let seen = checked(plan, sight, Some(&description))?;
     record.step("rechecked", "lock, owner, file and holders are those of the plan");
+    record.is_wanted()?;
     let call = Call { plan, unlock, fd, description: &description, before: &before };
     let what = std::thread::scope(|scope| {
         // What a thread traces goes on when the thread ends, however it ends.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
 use crate::daemon::reclaims::Job;
+use crate::engine::classify::Confidence;
 use crate::engine::input::{FileId, Watched};
 use crate::engine::reclaim::progress::{Asker, Ending, Reclaimed};
 use crate::sink::tree::command::{Aim, Refusal};
@@ -20,7 +21,9 @@ pub(super) fn job<T>(aim: &Aim, force: bool, watched: &[Watched], ticket: T) -> 
         _ => aim.locks.iter().map(|lock| lock.to_string().into()).collect(),
     };
     let file = aim.locks.first().map(|lock| FileId { dev: lock.dev, ino: lock.ino });
-    Job { by: Asker::Tree, file, locks: aim.locks.clone(), subjects, force, ticket }
+    // Who writes there has looked at it.
+    let at_least = Confidence::Likely;
+    Job { by: Asker::Tree, file, locks: aim.locks.clone(), subjects, force, at_least, ticket }
 }
 
 /// What the writer is told.

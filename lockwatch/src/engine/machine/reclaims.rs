@@ -1,19 +1,21 @@
 //! Which orphans are reclaimed without anybody's asking, when, and what is told of every reclaim.
 //!
-//! Refuses to have anything done that the configuration does not allow by name or in general, about
-//! which there is no plan, on a file on which something is being done, soon after a failure, or once
+//! Refuses to have anything done that the configuration does not allow by name or in general, that
+//! is not proven to be an orphan where the file's watch does not do without, about which there is no
+//! plan, on a file on which something is being done, soon after a failure, or once
 //! there were too many in a minute: then it only tells, until somebody turns the switch on again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::schedule::Schedule;
 use super::telling::{News, Scene};
+use crate::engine::classify::Confidence;
 use crate::engine::event::{Kind, Party, Told};
 use crate::engine::id::LockId;
 use crate::engine::identity::BootTime;
 use crate::engine::input::{FileId, LockName, Policy};
 use crate::engine::reclaim::outcome::Successor;
-use crate::engine::reclaim::plan::{Method, Wanted, plan};
+use crate::engine::reclaim::plan::{Method, Terms, Wanted, plan};
 use crate::engine::reclaim::progress::{
     Asker, Done, Ended, Ending, Evicted, HookEnd, Order, Planned, PlannedLock, Reclaimed,
 };
@@ -123,7 +125,8 @@ impl Reclaims {
             self.order(now, schedule, scene, &mut decision);
         }
         let undecided = suspects.into_iter().any(|(id, &since)| {
-            since <= first && scene.view.find(*id).is_some_and(|lock| self.may(scene, lock))
+            since <= first
+                && scene.view.find(*id).is_some_and(|lock| self.may(scene, lock).is_some())
         });
         self.swept |= !self.enabled || (self.running.is_empty() && !undecided);
         decision
@@ -137,11 +140,12 @@ impl Reclaims {
         decision: &mut Decision,
     ) {
         self.ordered.retain(|at| now.since(*at) < MINUTE);
-        let mut files: BTreeMap<FileId, Vec<&LockView>> = BTreeMap::new();
+        let mut files: BTreeMap<FileId, Vec<(&LockView, Confidence)>> = BTreeMap::new();
         let mut orphans = BTreeSet::new();
-        for lock in scene.view.orphaned().filter(|lock| self.may(scene, lock)) {
+        for lock in scene.view.orphaned() {
+            let Some(at_least) = self.may(scene, lock) else { continue };
             orphans.insert(lock.id.key());
-            files.entry(scene.view.name(lock).file).or_default().push(lock);
+            files.entry(scene.view.name(lock).file).or_default().push((lock, at_least));
         }
         self.hopeless.retain(|id| orphans.contains(id));
         // What was mended meanwhile has no past.
@@ -155,7 +159,7 @@ impl Reclaims {
                 continue;
             }
             let planned = self.with_plan(scene, &locks, &mut decision.news);
-            let Some(&one) = planned.first() else { continue };
+            let Some(&(one, at_least)) = planned.first() else { continue };
             if self.ordered.len() >= self.policy.per_minute as usize {
                 self.enabled = false;
                 decision.suspended = true;
@@ -165,8 +169,8 @@ impl Reclaims {
             self.ordered.push_back(now);
             self.running.insert(file);
             let path = scene.watched.get(&file).map(|watched| watched.path.clone());
-            let locks = planned.iter().map(|lock| lock.id).collect();
-            decision.orders.push(Order { file, path, locks });
+            let locks = planned.iter().map(|(lock, _)| lock.id).collect();
+            decision.orders.push(Order { file, path, locks, at_least });
         }
     }
 
@@ -175,13 +179,14 @@ impl Reclaims {
     fn with_plan<'a>(
         &mut self,
         scene: Scene<'_>,
-        locks: &[&'a LockView],
+        locks: &[(&'a LockView, Confidence)],
         news: &mut Vec<News>,
-    ) -> Vec<&'a LockView> {
+    ) -> Vec<(&'a LockView, Confidence)> {
         let mut planned = Vec::new();
-        for &lock in locks {
-            match plan(scene.view, lock, Wanted::Auto, false, NOBODY) {
-                Ok(_) => planned.push(lock),
+        for &(lock, at_least) in locks {
+            let terms = Terms { wanted: Wanted::Auto, forced: false, at_least, own: NOBODY };
+            match plan(scene.view, lock, terms) {
+                Ok(_) => planned.push((lock, at_least)),
                 Err(refusal) => {
                     if self.hopeless.insert(lock.id.key()) {
                         let ending = Ending::refused(&refusal);
@@ -194,17 +199,22 @@ impl Reclaims {
         planned
     }
 
-    /// Whether the configuration allows it. What a watch says of its path holds for what was there
-    /// before, too.
-    fn may(&self, scene: Scene<'_>, lock: &LockView) -> bool {
+    /// How sure it must be that a lock is an orphan; `None` where the configuration does not allow
+    /// it at all. What a watch says of its path holds for what was there before, too.
+    fn may(&self, scene: Scene<'_>, lock: &LockView) -> Option<Confidence> {
         let file = scene.view.name(lock).file;
         let watched = scene.watched.get(&file).map(|watched| &*watched.path);
         let seen = scene.view.file(lock).path.as_deref();
         let named = |path: &[u8]| watched == Some(path) || seen == Some(path);
         let mut said = self.policy.watches.iter().filter(|watch| named(&watch.path)).peekable();
         match said.peek() {
-            Some(_) => said.all(|watch| watch.allowed),
-            None => !self.policy.only_watched,
+            Some(_) => {
+                let said: Vec<_> = said.collect();
+                let likely = said.iter().all(|watch| watch.likely);
+                let at_least = if likely { Confidence::Likely } else { Confidence::Certain };
+                said.iter().all(|watch| watch.allowed).then_some(at_least)
+            }
+            None => (!self.policy.only_watched).then_some(Confidence::Certain),
         }
     }
 

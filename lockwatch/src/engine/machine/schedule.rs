@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::engine::identity::BootTime;
 
-/// Readings that are due within so many nanoseconds of each other are one.
+/// One that is due so many nanoseconds before another, or fewer, waits for that.
 const GRAIN: u64 = 1_000_000;
 /// So many moments are remembered at which a reading is due; later ones are left to the
 /// reconciliation.
@@ -57,8 +57,10 @@ impl Schedule {
 
     /// Wants a reading that begins at `at` or later.
     pub(super) fn at(&mut self, at: BootTime) {
-        let grains = at.0.div_ceil(GRAIN);
-        self.due.insert(BootTime(grains.saturating_mul(GRAIN)));
+        if self.due.range(at..=at.after(GRAIN)).next().is_some() {
+            return;
+        }
+        self.due.insert(at);
         if self.due.len() > MOST {
             self.due.pop_last();
         }
@@ -135,6 +137,17 @@ mod tests {
         assert!(schedule.poll(at(260)));
         schedule.read(at(259), at(261));
         assert_eq!(schedule.deadline(), at(262), "begun too early: once more, after a rest");
+    }
+
+    #[test]
+    fn a_reading_is_due_at_the_very_moment_and_one_just_before_another_waits_for_that() {
+        let mut schedule = begun();
+        schedule.at(BootTime(250 * MS + 7));
+        assert_eq!(schedule.deadline(), BootTime(250 * MS + 7));
+        schedule.at(at(250));
+        assert_eq!(schedule.deadline(), BootTime(250 * MS + 7));
+        schedule.at(at(249));
+        assert_eq!(schedule.deadline(), at(249), "more than a grain before");
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub mod refusal;
 mod words;
 
 pub use outcome::{End, HookRun, HookStatus, Outcome, Step};
-pub use plan::{Holder, Method, Plan, Wanted, Writer, plan};
+pub use plan::{Holder, Method, Plan, Terms, Wanted, Writer, plan};
 pub use recheck::{Race, recheck, verify};
 pub use refusal::Refusal;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::refusal::Refusal;
-use crate::engine::classify::{Confidence, Reason, State};
+use crate::engine::classify::{Confidence, Reason, State, Verdict};
 use crate::engine::evidence::Evidence;
 use crate::engine::identity::{LockKind, Owner, Pid, ProcessId, RecordedPid};
 use crate::engine::input::LockName;
@@ -52,6 +52,19 @@ pub enum Wanted {
     Signal,
     /// By having a holder unlock it.
     Inject,
+}
+
+/// What a plan may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// By which method.
+    pub wanted: Wanted,
+    /// Also without an orphan's verdict.
+    pub forced: bool,
+    /// How sure that verdict must be at least.
+    pub at_least: Confidence,
+    /// The pid of whoever would carry it out, as it knows itself.
+    pub own: Pid,
 }
 
 /// A process that refers to the description or fd table.
@@ -136,25 +149,19 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// Plans the release of one lock. `own` is the pid of whoever would carry it out, as it knows
-/// itself.
+/// Plans the release of one lock.
 ///
 /// # Errors
 /// Why there is no plan.
-pub fn plan(
-    view: &View,
-    lock: &LockView,
-    wanted: Wanted,
-    forced: bool,
-    own: Pid,
-) -> Result<Plan, Refusal> {
+pub fn plan(view: &View, lock: &LockView, terms: Terms) -> Result<Plan, Refusal> {
+    let Terms { wanted, forced, at_least, own } = terms;
     let facts = view.lock(lock);
     let verdict = &lock.verdict;
     match (verdict.state, facts.kind) {
         (State::Remote, _) => return Err(Refusal::remote()),
         (_, kind @ (LockKind::Deleg | LockKind::Layout)) => return Err(Refusal::nfs_server(kind)),
-        (State::Orphaned, _) => {}
         _ if forced => {}
+        (State::Orphaned, _) => doubt(verdict, at_least).map_or(Ok(()), Err)?,
         (state, _) => {
             let because = verdict.evidence.first().cloned();
             return Err(Refusal::NotOrphaned { state, because });
@@ -199,6 +206,16 @@ pub fn plan(
     };
     super::words::tell(&mut plan, view);
     Ok(plan)
+}
+
+/// Why an orphan is not for whoever must be so sure.
+fn doubt(verdict: &Verdict, at_least: Confidence) -> Option<Refusal> {
+    if verdict.confidence > at_least {
+        return Some(Refusal::OnlyLikely { because: verdict.evidence.first().cloned() });
+    }
+    // Nobody has it now; whether somebody is about to receive it no table tells.
+    let in_flight = verdict.reason == Some(Reason::ScmRights);
+    (in_flight && at_least == Confidence::Certain).then_some(Refusal::InFlight)
 }
 
 /// Every process that holds the lock, each once, by the way that is in easiest reach.

@@ -11,6 +11,7 @@ use super::plan::{Holder, Method, Plan};
 use super::recheck::Race;
 use super::refusal::Refusal;
 use crate::engine::bytes;
+use crate::engine::classify::Confidence;
 use crate::engine::id::LockId;
 use crate::engine::identity::{Pid, ProcessId};
 use crate::engine::input::{FileId, LockName};
@@ -275,6 +276,8 @@ pub struct Order {
     pub path: Option<Box<[u8]>>,
     /// Which locks.
     pub locks: Vec<LockId>,
+    /// How sure the verdict on each must be at least.
+    pub at_least: Confidence,
 }
 
 /// The end of what was ordered, or asked for in the tree.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::outcome::{End, Successor};
 use super::plan::{Holder, Method, Plan};
-use crate::engine::classify::State;
+use crate::engine::classify::{Confidence, State};
 use crate::engine::id::LockId;
 use crate::engine::identity::{Owner, Pid, RecordedPid};
 use crate::engine::view::{LockView, View};
@@ -31,6 +31,8 @@ pub enum Race {
         /// What it is now.
         now: State,
     },
+    /// That it is an orphan was certain when it was planned, and is only likely now.
+    Doubt,
     /// A process of the plan is gone or is another one.
     Process {
         /// Its pid.
@@ -52,6 +54,7 @@ impl Race {
             Self::Another { .. } => "another_lock",
             Self::File { .. } => "file",
             Self::Verdict { .. } => "verdict",
+            Self::Doubt => "doubt",
             Self::Process { .. } => "process",
             Self::Description => "description",
             Self::Busy => "busy",
@@ -66,6 +69,9 @@ impl fmt::Display for Race {
             Self::Another { what } => write!(f, "the lock is another one now: {what}"),
             Self::File { what } => write!(f, "the file is not what it was: {what}"),
             Self::Verdict { now } => write!(f, "the lock is {} now", now.name()),
+            Self::Doubt => {
+                f.write_str("that the lock is orphaned was certain, and is only likely now")
+            }
             Self::Process { pid, what } => write!(f, "pid {pid} {what}"),
             Self::Description => f.write_str("the descriptor leads to another description now"),
             Self::Busy => f.write_str("another reclaim of this file is at work"),
@@ -115,6 +121,12 @@ pub fn recheck(plan: &Plan, view: &View, fetched: Option<Owner>) -> Result<(), R
     }
     if !plan.forced && lock.verdict.state != State::Orphaned {
         return Err(Race::Verdict { now: lock.verdict.state });
+    }
+    if !plan.forced
+        && (plan.confidence, lock.verdict.confidence) == (Confidence::Certain, Confidence::Likely)
+    {
+        // What made it certain is gone: it would also have told that the lock was taken anew.
+        return Err(Race::Doubt);
     }
     let needed: &[Holder] = match plan.method {
         Method::Fd | Method::Queue | Method::Inject => std::slice::from_ref(&plan.through),

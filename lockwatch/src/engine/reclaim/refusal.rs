@@ -17,6 +17,13 @@ pub enum Refusal {
         /// The first fact of the verdict.
         because: Option<Evidence>,
     },
+    /// The verdict was inferred, and only what is proven may be released.
+    OnlyLikely {
+        /// The first fact of the verdict.
+        because: Option<Evidence>,
+    },
+    /// Somebody may be about to receive it, and only what is proven may be released.
+    InFlight,
     /// The other side alone can release it.
     Remote {
         /// What its administrator runs.
@@ -55,6 +62,11 @@ pub enum Refusal {
     ForceNeedsOne {
         /// How many were named.
         named: usize,
+    },
+    /// The path was that of several files, one after the other, and locks live on on them.
+    SeveralFiles {
+        /// How many.
+        files: usize,
     },
 }
 
@@ -112,6 +124,8 @@ impl Refusal {
     pub fn name(&self) -> &'static str {
         match self {
             Self::NotOrphaned { .. } => "not_orphaned",
+            Self::OnlyLikely { .. } => "only_likely",
+            Self::InFlight => "in_flight",
             Self::Remote { .. } => "remote",
             Self::NfsServer { .. } => "nfs_server",
             Self::NoWay { .. } => "no_way",
@@ -120,6 +134,7 @@ impl Refusal {
             Self::ProcessUnknown { .. } => "process_unknown",
             Self::Untouchable { .. } => "untouchable",
             Self::ForceNeedsOne { .. } => "force_needs_one",
+            Self::SeveralFiles { .. } => "several_files",
         }
     }
 }
@@ -137,6 +152,20 @@ impl fmt::Display for Refusal {
                 }
                 Ok(())
             }
+            Self::OnlyLikely { because } => {
+                f.write_str(
+                    "that it is orphaned is likely, not certain, and its watch does not say \
+                     reclaim_likely = true",
+                )?;
+                if let Some(because) = because {
+                    write!(f, ": {because}")?;
+                }
+                f.write_str("; `lockwatch reclaim` shows what else speaks for it")
+            }
+            Self::InFlight => f.write_str(
+                "it is in flight in a unix socket, and whoever has that may be about to receive it \
+                 and rely on the lock; its watch does not say reclaim_likely = true",
+            ),
             Self::Remote { advice } => {
                 write!(f, "another machine or a file system server holds it: {advice}")
             }
@@ -162,6 +191,12 @@ impl fmt::Display for Refusal {
             ),
             Self::Untouchable { pid: 1 } => f.write_str("pid 1 is not signalled or halted"),
             Self::Untouchable { pid } => write!(f, "pid {pid} is not signalled or halted"),
+            Self::SeveralFiles { files } => {
+                write!(
+                    f,
+                    "{files} files had that path, one after the other: give the id of one lock"
+                )
+            }
             Self::ForceNeedsOne { named } => {
                 write!(f, "--force is for one lock, and {named} were named: give the id of one")
             }

@@ -1,11 +1,14 @@
 //! Plans and rechecks as specifications.
 
 use super::*;
-use crate::engine::classify::State;
+use crate::engine::classify::{Confidence, State};
 use crate::engine::id::{self, IdKey};
-use crate::engine::identity::{Access, Dev, LockKind, Owner, Range, RecordedPid, StartTime};
+use crate::engine::identity::{
+    Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
+};
 use crate::engine::snapshot::{
-    Births, File, FileIx, Hides, Limit, Lock, Process, Reference, Snapshot, Via,
+    Births, File, FileIx, Hides, Limit, Lock, Place, PlaceKind, PlaceOwner, Process, Reference,
+    Remembered, Snapshot, Taken, Via,
 };
 use crate::engine::view::View;
 
@@ -81,9 +84,30 @@ fn view(snapshot: Snapshot) -> View {
     View::new(snapshot, &ids)
 }
 
+/// The same, and somebody watched it being taken.
+fn proven(kind: LockKind) -> Snapshot {
+    let mut snapshot = orphan(kind);
+    let acquirer = ProcessId { pid: DEAD, start: StartTime(10_000_000_000) };
+    let by = Remembered {
+        id: acquirer,
+        comm: (*b"owner").into(),
+        ns_pid: None,
+        pid_ns: None,
+        exe: None,
+        cgroup: None,
+    };
+    snapshot.locks[0].taken = Some(Taken { at: BootTime(15_000_000_000), by: by.into() });
+    snapshot
+}
+
 fn planned(snapshot: &Snapshot, wanted: Wanted, forced: bool) -> Result<Plan, Refusal> {
+    let at_least = Confidence::Likely;
+    on_terms(snapshot, Terms { wanted, forced, at_least, own: OWN })
+}
+
+fn on_terms(snapshot: &Snapshot, terms: Terms) -> Result<Plan, Refusal> {
     let view = view(snapshot.clone());
-    plan(&view, &view.locks[0], wanted, forced, OWN)
+    plan(&view, &view.locks[0], terms)
 }
 
 fn plan_of(snapshot: &Snapshot) -> Plan {
@@ -134,6 +158,45 @@ fn force_on_an_orphan_is_no_force() {
 }
 
 #[test]
+fn who_wants_only_what_is_certain_gets_no_plan_for_what_was_inferred() {
+    let at_least = Confidence::Certain;
+    let terms = Terms { wanted: Wanted::Auto, forced: false, at_least, own: OWN };
+    let refusal = on_terms(&orphan(LockKind::Flock), terms).unwrap_err();
+    assert_eq!(refusal.name(), "only_likely");
+    let why = refusal.to_string();
+    assert!(why.contains("likely, not certain") && why.contains("reclaim_likely"), "{why}");
+    let plan = on_terms(&proven(LockKind::Flock), terms).unwrap();
+    assert_eq!(plan.confidence, Confidence::Certain);
+}
+
+#[test]
+fn who_wants_only_what_is_certain_gets_no_plan_for_what_somebody_may_be_about_to_receive() {
+    let mut snapshot = proven(LockKind::Flock);
+    snapshot.references.clear();
+    snapshot.places.push(Place {
+        description: DESCRIPTION,
+        kind: PlaceKind::Queue { socket: Some(7), name: None, depth: 0 },
+        owners: vec![PlaceOwner { pid: HEIR, tid: HEIR, fd: Some(5), opener: None }],
+    });
+    let terms = |at_least| Terms { wanted: Wanted::Auto, forced: false, at_least, own: OWN };
+    assert_eq!(on_terms(&snapshot, terms(Confidence::Certain)), Err(Refusal::InFlight));
+    let plan = on_terms(&snapshot, terms(Confidence::Likely)).unwrap();
+    assert_eq!((plan.method, plan.confidence), (Method::Queue, Confidence::Certain));
+    assert!(plan.not_excluded.iter().any(|open| open.contains("about to receive")), "{plan:?}");
+}
+
+#[test]
+fn a_plan_that_was_certain_is_not_carried_out_once_that_is_gone() {
+    let plan = plan_of(&proven(LockKind::Flock));
+    assert_eq!(recheck(&plan, &view(proven(LockKind::Flock)), Some(DESCRIPTION)), Ok(()));
+    let now = recheck(&plan, &view(orphan(LockKind::Flock)), Some(DESCRIPTION));
+    assert_eq!(now, Err(Race::Doubt));
+    // What was likely may have become certain.
+    let plan = plan_of(&orphan(LockKind::Flock));
+    assert_eq!(recheck(&plan, &view(proven(LockKind::Flock)), Some(DESCRIPTION)), Ok(()));
+}
+
+#[test]
 fn what_could_not_be_read_is_unknown_and_refused() {
     let mut snapshot = orphan(LockKind::Flock);
     snapshot.processes.remove(&HEIR);
@@ -152,7 +215,9 @@ fn a_posix_lock_is_never_released_through_a_descriptor() {
         assert_eq!(refusal.name(), "method_does_not_fit");
         assert!(refusal.to_string().contains("--method inject"), "{refusal}");
     }
-    assert_eq!(planned(&snapshot, Wanted::Inject, false).unwrap().method, Method::Inject);
+    let plan = planned(&snapshot, Wanted::Inject, false).unwrap();
+    assert_eq!(plan.method, Method::Inject);
+    assert!(plan.not_excluded.iter().any(|open| open.contains("itself is killed")), "{plan:?}");
     snapshot.references[0].tid = HEIR;
     let plan = planned(&snapshot, Wanted::Signal, false).unwrap();
     assert_eq!(plan.method, Method::Signal);

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::plan::{Holder, Method, Plan};
-use crate::engine::classify::Confidence;
+use crate::engine::classify::{Confidence, Reason};
 use crate::engine::identity::{LockKind, Range, RecordedPid};
 use crate::engine::view::View;
 
@@ -139,12 +139,26 @@ fn not_excluded(plan: &Plan, view: &View) -> Vec<String> {
                 .into(),
         );
     }
+    if plan.reason == Some(Reason::ScmRights) {
+        open.push(
+            "that whoever has the socket is about to receive the descriptor, and relies on the lock \
+             that it was sent with"
+                .into(),
+        );
+    }
     if plan.method != Method::Signal {
         open.push(
             "that a holder takes it anew, through the same description, between the last look and \
              the unlocking"
                 .into(),
         );
+    }
+    if plan.method == Method::Inject {
+        open.push(format!(
+            "that lockwatch itself is killed while pid {} stands still: it would go on where it was \
+             led to, and not where it was",
+            plan.through.reader_pid
+        ));
     }
     if plan.writers.is_none() {
         open.push("that others have the file open for writing: this source does not tell".into());

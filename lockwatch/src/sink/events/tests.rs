@@ -174,7 +174,7 @@ const KINDS: [(&str, &str); 19] = [
     ),
     (
         "reclaim_failed",
-        "It was not released (`result` is `refused`, `not_tried`, `still_held`, `unverified` or `failed`), or it was `released` and a hook failed. The policy tries again after `retry`, each time later. An orphan for which there is no way that leaves every process alone is told so once. Where there were more than `per_minute` reclaims it is told here, and `reclaim_enabled` goes to 0.",
+        "It was not released (`result` is `refused`, `not_tried`, `still_held`, `unverified` or `failed`), or it was `released` and a hook failed. The policy tries again after `retry`, each time later. An orphan for which there is no way that leaves every process alone, or that is not certain enough for the policy, is told so once. Where there were more than `per_minute` reclaims it is told here, and `reclaim_enabled` goes to 0.",
     ),
     (
         "reclaim_race",

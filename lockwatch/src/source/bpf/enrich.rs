@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::acquaintance::Acquaintance;
 use super::assemble::{Loose, Unlinked};
 use hashbrown::HashMap;
 
@@ -21,11 +22,15 @@ use crate::source::procfs::ProcRoot;
 use crate::source::procfs::limits::Limits;
 use crate::source::procfs::processes::{Processes, Reader};
 
-/// Completes `snapshot` from `/proc`.
+/// Completes `snapshot` from `/proc`, and of who is known from a moment ago from there.
 ///
 /// # Errors
 /// Where `/proc` itself cannot be opened.
-pub(super) fn enrich(snapshot: &mut Snapshot, loose: &Loose) -> io::Result<()> {
+pub(super) fn enrich(
+    snapshot: &mut Snapshot,
+    loose: &Loose,
+    known: &mut Acquaintance,
+) -> io::Result<()> {
     let root = ProcRoot::live();
     let mut limits = Limits::default();
     let reader = Reader::of(&root, &mut limits)?;
@@ -36,14 +41,28 @@ pub(super) fn enrich(snapshot: &mut Snapshot, loose: &Loose) -> io::Result<()> {
              outside of it are not seen",
         );
     }
-    snapshot.births = reader.births(&root, &mut limits)?;
     name_files(snapshot);
     mount_names(snapshot, &loose.names);
     for unlinked in &loose.unlinked {
         snapshot.files[unlinked.file.0 as usize].replaced = is_replaced(snapshot, unlinked);
     }
-    let wanted = interesting(snapshot);
+    let mut wanted = interesting(snapshot);
+    known.introduce(snapshot, &mut wanted);
+    let strangers = wanted.clone();
     look_up(snapshot, &root, reader, wanted, &mut limits)?;
+    known.remember(snapshot, &strangers);
+    snapshot.limits.extend(limits.into_list());
+    Ok(())
+}
+
+/// Finds out how births can be ordered by pid.
+///
+/// # Errors
+/// Where `/proc` itself cannot be opened.
+pub(super) fn births(snapshot: &mut Snapshot) -> io::Result<()> {
+    let root = ProcRoot::live();
+    let mut limits = Limits::default();
+    snapshot.births = Reader::of(&root, &mut limits)?.births(&root, &mut limits)?;
     snapshot.limits.extend(limits.into_list());
     Ok(())
 }

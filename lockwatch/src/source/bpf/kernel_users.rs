@@ -30,13 +30,18 @@ struct User {
 }
 
 impl KernelUsers {
+    /// Where nobody asks.
+    pub(super) fn none() -> Self {
+        Self { users: Vec::new(), unread: Vec::new() }
+    }
+
     /// Reads `/sys/block` and `/proc/swaps`.
     pub(super) fn read() -> Self {
         Self::below(Path::new("/sys/block"), Path::new("/proc/swaps"))
     }
 
     fn below(blocks: &Path, swaps: &Path) -> Self {
-        let mut found = Self { users: Vec::new(), unread: Vec::new() };
+        let mut found = Self::none();
         if let Err(error) = found.loops(blocks) {
             found.unread.push(format!("{}: {error}", blocks.display()));
         }
@@ -115,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_swap_file_is_known_by_its_path_and_a_partition_is_none() {
-        let mut users = KernelUsers { users: Vec::new(), unread: Vec::new() };
+        let mut users = KernelUsers::none();
         users.swaps(
             b"Filename\tType\tSize\tUsed\tPriority\n/sw\\040ap  file\t8\t0\t-2\n/dev/vda2 partition\t8\t0\t-3\n",
         );

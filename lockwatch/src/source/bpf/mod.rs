@@ -3,6 +3,7 @@
 //! Refuses to run where it would have to guess: every failure to load is one error that says which
 //! step failed and what that means.
 
+mod acquaintance;
 mod assemble;
 pub mod btf;
 mod enrich;
@@ -23,6 +24,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::mpsc::sync_channel;
 
+use acquaintance::Acquaintance;
 use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
@@ -38,11 +40,11 @@ pub(super) use refusal::in_one_line;
 use rustix::time::{ClockId, clock_gettime};
 pub use search::Hunt;
 use seeds::Seeds;
-pub use unseen::{again, explain, prepare};
+pub use unseen::{Loading, again, explain, prepare};
 use window::{MappedWalked, MappedWindow};
 
-use crate::engine::identity::{BootTime, Dev};
-use crate::engine::snapshot::{Hides, Limit, Snapshot};
+use crate::engine::identity::{BootTime, Dev, RecordedPid};
+use crate::engine::snapshot::{Hides, Limit, Lock, Snapshot};
 
 /// Why no snapshot can be taken with BPF.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +116,8 @@ pub struct Reading {
     pub begun: BootTime,
     /// When it had ended.
     pub ended: BootTime,
+    /// The search for what no fd table shows, being loaded already because there will be use for it.
+    pub hunt: Option<Loading>,
 }
 
 /// Takes one snapshot.
@@ -124,11 +128,31 @@ pub fn read() -> Result<Reading, BpfError> {
     let begun = now();
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let iterator = TaskFileIterator::load(seeds.descriptor())?;
-    let mut snapshots = Snapshots { iterator, seeds, large: true };
+    let known = Acquaintance::default();
+    let mut snapshots = Snapshots { iterator, seeds, large: true, known };
     log::debug!("loaded");
-    let reading = snapshots.take(begun);
+    let reading = snapshots.take(begun, unseen::prepare_early);
     snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
-    reading
+    let mut reading = reading?;
+    enrich::births(&mut reading.snapshot).map_err(BpfError::Proc)?;
+    Ok(reading)
+}
+
+/// Finds out how births can be ordered by pid, for a snapshot of [`Snapshots`]; only what history
+/// does not know takes it.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn order_births(snapshot: &mut Snapshot) -> Result<(), BpfError> {
+    let is_known = |lock: &Lock| {
+        let here = matches!(lock.acquirer,
+            RecordedPid::Local(pid) if snapshot.processes.contains_key(&pid));
+        here || lock.taken.is_some()
+    };
+    if snapshot.locks.iter().all(is_known) {
+        return Ok(());
+    }
+    enrich::births(snapshot).map_err(BpfError::Proc)
 }
 
 /// The loaded program, for one snapshot after the other.
@@ -137,6 +161,7 @@ pub struct Snapshots {
     seeds: Seeds,
     /// Whether there is so much to read that it is worth a thread.
     large: bool,
+    known: Acquaintance,
 }
 
 impl Snapshots {
@@ -149,10 +174,10 @@ impl Snapshots {
         let iterator = TaskFileIterator::load(seeds.descriptor())?;
         // Between two snapshots nobody is to see them.
         seeds.give_up().map_err(BpfError::Seeds)?;
-        Ok(Self { iterator, seeds, large: false })
+        Ok(Self { iterator, seeds, large: false, known: Acquaintance::default() })
     }
 
-    /// Takes one snapshot.
+    /// Takes one snapshot, without [`Snapshot::births`].
     ///
     /// # Errors
     /// Where the iterator fails.
@@ -160,12 +185,17 @@ impl Snapshots {
         let begun = now();
         self.seeds.take_anew().map_err(BpfError::Seeds)?;
         self.iterator.begin_anew();
-        let reading = self.take(begun);
+        let reading = self.take(begun, |_| None);
         self.seeds.give_up().map_err(BpfError::Seeds)?;
         reading
     }
 
-    fn take(&mut self, begun: BootTime) -> Result<Reading, BpfError> {
+    /// `early` is asked as soon as the facts are there, before they are completed.
+    fn take(
+        &mut self,
+        begun: BootTime,
+        early: impl FnOnce(&Snapshot) -> Option<Loading>,
+    ) -> Result<Reading, BpfError> {
         let seeds = &self.seeds;
         let mut assembler = Assembler::new(seeds.descriptor());
         let take = |record: Record<'_>| assembler.take(record);
@@ -178,9 +208,10 @@ impl Snapshots {
         log_reading(&state);
         let ended = now();
         let (mut snapshot, loose, own_files) = assembler.finish();
+        let hunt = early(&snapshot);
         snapshot.limits.extend(limits(&state, seeds));
-        enrich::enrich(&mut snapshot, &loose).map_err(BpfError::Proc)?;
-        Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended })
+        enrich::enrich(&mut snapshot, &loose, &mut self.known).map_err(BpfError::Proc)?;
+        Ok(Reading { snapshot, own_files, inodes: loose.inodes, begun, ended, hunt })
     }
 }
 

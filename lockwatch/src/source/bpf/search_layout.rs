@@ -113,6 +113,13 @@ fn mappings(btf: &Btf<'_>, offsets: &mut SearchOffsets) -> Result<(), Absent> {
     offsets.vma_end = of("vm_area_struct", "vm_end")?;
     offsets.vma_flags = of("vm_area_struct", "vm_flags")?;
     offsets.has_mappings = 1;
+    // Without, mappings are searched whenever anything is.
+    if let (Ok(mapping), Ok(root)) =
+        (of("file", "f_mapping"), of("address_space", "i_mmap.rb_root.rb_node"))
+    {
+        (offsets.file_mapping, offsets.mapping_root) = (mapping, root);
+        offsets.has_mapped = 1;
+    }
     Ok(())
 }
 

@@ -3,16 +3,21 @@
 //!
 //! Refuses to touch anybody's file, and to pretend: a CPU that could not be seeded is told.
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+
 /// The seeds; they are gone with their descriptor.
 pub(super) struct Seeds {
     file: OwnedFd,
+    /// Tells the CPUs that are online, each time that it is read.
+    online: File,
     /// CPUs on which no seed could be taken.
     pub(super) missing: Vec<usize>,
     /// CPUs on which one is held.
@@ -23,7 +28,8 @@ impl Seeds {
     /// Takes a lock on each CPU that is online. The thread goes from one to the next, and back.
     pub(super) fn take() -> io::Result<Self> {
         let file = memfd_create(c"lockwatch", MemfdFlags::CLOEXEC)?;
-        let mut seeds = Self { file, missing: Vec::new(), held: Vec::new() };
+        let online = File::open(ONLINE)?;
+        let mut seeds = Self { file, online, missing: Vec::new(), held: Vec::new() };
         seeds.take_anew()?;
         Ok(seeds)
     }
@@ -31,10 +37,13 @@ impl Seeds {
     /// Takes each anew, so that it is younger than every lock of now.
     pub(super) fn take_anew(&mut self) -> io::Result<()> {
         self.give_up()?;
-        let online =
-            parse(&fs::read_to_string("/sys/devices/system/cpu/online")?).ok_or_else(|| {
-                io::Error::other("/sys/devices/system/cpu/online: not a list of CPUs")
-            })?;
+        // The kernel writes it on one page.
+        let mut list = [0; 4096];
+        let length = self.online.read_at(&mut list, 0)?;
+        let list = std::str::from_utf8(&list[..length]).ok();
+        let online = list
+            .and_then(parse)
+            .ok_or_else(|| io::Error::other(format!("{ONLINE}: not a list of CPUs")))?;
         let home = sched_getaffinity(None)?;
         self.missing.clear();
         for cpu in online {

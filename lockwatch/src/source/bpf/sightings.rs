@@ -3,11 +3,11 @@
 //!
 //! Refuses to look anything up: records in, facts out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockwatch_common::search::{
     BY_FILE, BY_SOCK, ContainerRecord, HOLDS_WANTED, HoldRecord, INSIDE_FILE, INSIDE_SOCK,
-    INSIDE_WANTED, InsideRecord, MAPS_WANTED, NO_FD,
+    INSIDE_WANTED, InsideRecord, MAPS_WANTED, NO_FD, NOT_MAPPED,
 };
 
 use super::assemble::process;
@@ -30,6 +30,8 @@ pub(super) struct Sightings {
     containers: BTreeMap<[u64; 2], Container>,
     inside: Vec<InsideRecord>,
     mappings: Vec<HoldRecord>,
+    /// Wanted descriptions that somebody has a descriptor of, and whose file nobody maps.
+    unmapped: BTreeSet<Owner>,
     references: Vec<Reference>,
     processes: BTreeMap<Pid, Process>,
     /// What was searched.
@@ -61,6 +63,7 @@ impl Sightings {
             containers: BTreeMap::new(),
             inside: Vec::new(),
             mappings: Vec::new(),
+            unmapped: BTreeSet::new(),
             references: Vec::new(),
             processes: BTreeMap::new(),
             search: Search::default(),
@@ -70,6 +73,11 @@ impl Sightings {
     /// Every container that was met so far, as the walker wants it named.
     pub(super) fn containers(&self) -> impl Iterator<Item = [u64; 2]> {
         self.containers.keys().copied()
+    }
+
+    /// True where each wanted description was met at a descriptor, and no mapping keeps any.
+    pub(super) fn is_unmapped(&self) -> bool {
+        self.unmapped.len() == self.wanted.len()
     }
 
     pub(super) fn take(&mut self, found: Found) {
@@ -86,6 +94,9 @@ impl Sightings {
             HOLDS_WANTED => {
                 let description = Owner(hold.file);
                 let Some(&file) = self.wanted.get(&description) else { return };
+                if hold.flags & NOT_MAPPED != 0 {
+                    self.unmapped.insert(description);
+                }
                 self.references.push(Reference {
                     pid,
                     tid,

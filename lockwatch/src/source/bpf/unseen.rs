@@ -3,6 +3,7 @@
 //! Refuses to fail: what cannot be searched is told, and the lock stays unexplained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread::JoinHandle;
 
 use super::kernel_users::KernelUsers;
 use super::search::Hunt;
@@ -19,6 +20,28 @@ use crate::engine::snapshot::{
 /// Where this kernel or these privileges do not allow it.
 pub fn prepare() -> Result<Hunt, BpfError> {
     Hunt::new(BTreeMap::new())
+}
+
+/// A search that is being loaded.
+pub struct Loading(JoinHandle<Result<Hunt, BpfError>>);
+
+impl Loading {
+    /// Waits until it is loaded; `None` where it could not be, which who loads it anew is told.
+    pub fn wait(self) -> Option<Hunt> {
+        self.0.join().ok()?.ok()
+    }
+}
+
+/// Begins to load a search where a file that has a lock is open nowhere: what is done with the rest
+/// of the facts takes about as long.
+pub(super) fn prepare_early(snapshot: &Snapshot) -> Option<Loading> {
+    let mut open = vec![false; snapshot.files.len()];
+    for reference in &snapshot.references {
+        open[reference.file.0 as usize] = true;
+    }
+    let mut locks = snapshot.locks.iter().filter(|lock| !lock.kind.belongs_to_fd_table());
+    locks.find(|lock| !open[lock.file.0 as usize])?;
+    std::thread::Builder::new().spawn(prepare).ok().map(Loading)
 }
 
 /// Looks for the descriptions `unexplained`, and adds what was found to `snapshot`. Answers with
@@ -117,7 +140,6 @@ fn requests(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
 /// Looks among the files that the kernel itself uses for those of descriptions that are nowhere
 /// else.
 fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
-    let users = KernelUsers::read();
     let elsewhere: BTreeSet<Owner> = snapshot
         .places
         .iter()
@@ -125,10 +147,13 @@ fn kernel(snapshot: &mut Snapshot, wanted: &BTreeMap<Owner, FileIx>) {
         .chain(snapshot.references.iter().filter_map(|reference| reference.description))
         .filter(|description| wanted.contains_key(description))
         .collect();
-    for (&description, file) in wanted {
-        if elsewhere.contains(&description) {
-            continue;
-        }
+    let nowhere = wanted.iter().filter(|(description, _)| !elsewhere.contains(description));
+    let nowhere: Vec<(Owner, FileIx)> = nowhere.map(|(&owner, &file)| (owner, file)).collect();
+    let users = match nowhere.is_empty() {
+        true => KernelUsers::none(),
+        false => KernelUsers::read(),
+    };
+    for (description, file) in nowhere {
         let file = &snapshot.files[file.0 as usize];
         snapshot.places.extend(users.of(file).map(|what| Place {
             description,

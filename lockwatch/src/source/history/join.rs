@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use lockwatch_common::history::{
     CLASS_FLOCK, CLASS_LEASE, CLASS_POSIX, Ending, Entry, F_RDLCK, F_WRLCK, Key, Operation,
-    OperationKey, Owner, OwnerKey, ProcessKey, RESTORED, Wait,
+    OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, Wait,
 };
 
 use super::names::Names;
@@ -25,7 +25,8 @@ use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
 #[derive(Debug, Default)]
 pub struct Contents {
     begun: BootTime,
-    locks: HashMap<Place, Entry>,
+    locks: HashMap<Place, Kept>,
+    takers: Takers,
     owners: Owners,
     waits: HashMap<Place, Vec<Wait>>,
     endings: BTreeMap<ProcessKey, Ending>,
@@ -36,6 +37,32 @@ type Place = (u32, u64, u64, u32, i64);
 
 /// Owners whose ranges have to be worked out, by device, inode number and owner.
 type Owners = BTreeMap<(u32, u64, u64), Told>;
+
+/// What is kept of a lock's entry, of which there may be very many.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    taken_at: u64,
+    end: i64,
+    recorded: i32,
+    access: u32,
+    by: u32,
+}
+
+/// Who took locks, each once.
+#[derive(Debug, Default)]
+struct Takers {
+    parties: Vec<Party>,
+    places: HashMap<Party, u32>,
+}
+
+impl Takers {
+    fn place_of(&mut self, party: Party) -> u32 {
+        *self.places.entry(party).or_insert_with(|| {
+            self.parties.push(party);
+            self.parties.len() as u32 - 1
+        })
+    }
+}
 
 /// An owner whose ranges have to be worked out.
 #[derive(Debug)]
@@ -55,23 +82,61 @@ impl Contents {
         // Owners first: an owner that is added while the locks are read is missed together with
         // what it did, and what the locks say of it was true before.
         let owners = tables.owners()?;
-        let locks = tables.locks()?;
+        let mut contents = Self::default();
+        let mut ranges = Vec::new();
+        tables.each_lock(|key, entry| match key.class {
+            // Their owners may have ranges to be worked out.
+            CLASS_POSIX => ranges.push((key, entry)),
+            _ => contents.keep(&key, &entry),
+        })?;
         let operations = tables.operations()?;
-        let begun = tables.begun().unwrap_or(BootTime(u64::MAX));
-        let lost_at = |owner: &OwnerKey| tables.slot_lost_at(owner);
-        let mut contents = Self::of(begun, &owners, locks, operations, lost_at);
+        contents.complete(tables, &owners, ranges, operations)?;
+        Ok(contents)
+    }
+
+    /// Reads what the tables have of these locks; `None` where that cannot be told by their keys
+    /// alone, because ranges have to be worked out.
+    ///
+    /// # Errors
+    /// Where a table cannot be read.
+    pub(super) fn of_locks(
+        tables: &Tables,
+        keys: &BTreeSet<Key>,
+    ) -> Result<Option<Self>, HistoryError> {
+        // In the order of `read`, for the same reason.
+        if !tables.owners()?.is_empty() {
+            return Ok(None);
+        }
+        let locks = tables.locks_of(keys)?;
+        let operations = tables.operations()?;
+        if !operations.is_empty() {
+            return Ok(None);
+        }
+        let mut contents = Self::default();
+        contents.complete(tables, &[], locks, operations)?;
+        Ok(Some(contents))
+    }
+
+    fn complete(
+        &mut self,
+        tables: &Tables,
+        owners: &[(OwnerKey, Owner)],
+        locks: Vec<(Key, Entry)>,
+        operations: Vec<(OperationKey, Operation)>,
+    ) -> Result<(), HistoryError> {
+        self.begun = tables.begun().unwrap_or(BootTime(u64::MAX));
+        self.work_out(owners, locks, operations, |owner| tables.slot_lost_at(owner));
         for (_, wait) in tables.waiters()? {
             let place = place(&wait.key, wait.dev, wait.ino);
-            contents.waits.entry(place).or_default().push(wait);
+            self.waits.entry(place).or_default().push(wait);
         }
-        contents.read_endings(tables)?;
-        Ok(contents)
+        self.read_endings(tables)
     }
 
     /// Looks anew which of the processes that took these locks have ended.
     pub(super) fn read_endings(&mut self, tables: &Tables) -> Result<(), HistoryError> {
         let mut processes = BTreeSet::new();
-        processes.extend(self.locks.values().map(|entry| entry.by.process()));
+        processes.extend(self.takers.parties.iter().map(Party::process));
         for told in self.owners.values() {
             processes.extend(told.operations.iter().map(|operation| operation.by.process()));
         }
@@ -92,15 +157,15 @@ impl Contents {
 
     /// Works out what the tables say of locks. `lost_at` is until when the entries of an owner are
     /// not to be relied on.
-    fn of(
-        begun: BootTime,
+    fn work_out(
+        &mut self,
         owners: &[(OwnerKey, Owner)],
         locks: Vec<(Key, Entry)>,
         operations: Vec<(OperationKey, Operation)>,
         lost_at: impl Fn(&OwnerKey) -> u64,
-    ) -> Self {
+    ) {
         let (told, used) = owners_told(owners, &locks, operations);
-        let mut contents = Self { begun, owners: told, ..Self::default() };
+        self.owners = told;
         for (key, mut entry) in locks {
             if used.contains(&key) {
                 continue;
@@ -108,19 +173,28 @@ impl Contents {
             if key.class == CLASS_POSIX && entry.written_at <= lost_at(&key.of_owner()) {
                 entry.taken_at = 0;
             }
-            contents.locks.insert(place(&key, entry.dev, entry.ino), entry);
+            self.keep(&key, &entry);
         }
-        contents
     }
 
-    /// The entry of a lock of a snapshot, where the two agree.
-    fn taking(&self, lock: &Lock, dev: u32, ino: u64) -> Option<Entry> {
+    fn keep(&mut self, key: &Key, entry: &Entry) {
+        let by = self.takers.place_of(entry.by);
+        let &Entry { taken_at, end, recorded, access, .. } = entry;
+        let kept = Kept { taken_at, end, recorded, access, by };
+        self.locks.insert(place(key, entry.dev, entry.ino), kept);
+    }
+
+    /// When and by whom a lock of a snapshot was taken, where the tables and the snapshot agree.
+    fn taking(&self, lock: &Lock, dev: u32, ino: u64) -> Option<(u64, Party)> {
         let owner = lock.owner?.0;
         let class = class(lock.kind);
         let (start, end) = bytes(lock.range);
         let access = access(lock.access)?;
-        let entry = match self.owners.get(&(dev, ino, owner)) {
-            Some(told) if class == CLASS_POSIX => told.oldest(start, end, access)?,
+        let taking = match self.owners.get(&(dev, ino, owner)) {
+            Some(told) if class == CLASS_POSIX => {
+                let oldest = told.oldest(start, end, access)?;
+                (oldest.taken_at, oldest.by)
+            }
             _ => {
                 let key_start = if class == CLASS_POSIX { start } else { 0 };
                 let entry = *self.locks.get(&(dev, ino, owner, class, key_start))?;
@@ -138,10 +212,10 @@ impl Contents {
                 if !agrees || recorded.is_some_and(|pid| pid != entry.recorded) {
                     return None;
                 }
-                entry
+                (entry.taken_at, *self.takers.parties.get(entry.by as usize)?)
             }
         };
-        (entry.taken_at != 0 && entry.taken_at >= self.begun.0).then_some(entry)
+        Some(taking).filter(|&(at, _)| at != 0 && at >= self.begun.0)
     }
 }
 
@@ -209,24 +283,21 @@ fn owners_told(
 /// was taken later is not the lock that it shows.
 pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names: &mut Names) {
     let mut dead: BTreeMap<ProcessId, Death> = BTreeMap::new();
-    let mut takers: BTreeMap<ProcessId, Arc<Remembered>> = BTreeMap::new();
+    let mut takers: HashMap<Party, Arc<Remembered>> = HashMap::new();
     let files: Vec<(u32, u64)> =
         snapshot.files.iter().map(|file| (raw_dev(file.dev), file.ino)).collect();
     for lock in &mut snapshot.locks {
         let (dev, ino) = files[lock.file.0 as usize];
-        let Some(entry) = contents.taking(lock, dev, ino) else { continue };
-        if entry.taken_at > ended.0 {
+        let Some((at, party)) = contents.taking(lock, dev, ino) else { continue };
+        if at > ended.0 {
             continue;
         }
-        let by = names.remembered(&entry.by);
-        // It may have had another name when it took another lock.
-        let known = takers.get(&by.id).filter(|known| ***known == by);
-        let by = known.cloned().unwrap_or_else(|| Arc::new(by));
-        takers.insert(by.id, Arc::clone(&by));
-        if let Some(ending) = contents.endings.get(&entry.by.process()) {
-            dead.insert(by.id, death(&entry.by.process(), ending));
+        let by = takers.entry(party).or_insert_with(|| Arc::new(names.remembered(&party)));
+        let by = Arc::clone(by);
+        if let Some(ending) = contents.endings.get(&party.process()) {
+            dead.insert(by.id, death(&party.process(), ending));
         }
-        lock.taken = Some(Taken { at: BootTime(entry.taken_at), by });
+        lock.taken = Some(Taken { at: BootTime(at), by });
     }
     for waiter in &mut snapshot.waiters {
         let (dev, ino) = files[waiter.file.0 as usize];
@@ -259,6 +330,13 @@ pub(super) fn death(process: &ProcessKey, ending: &Ending) -> Death {
         code: (signal == 0).then_some((ending.status >> 8) & 0xff),
         signal: (signal != 0).then_some(signal),
     }
+}
+
+/// The key of a lock on an inode, where its owner is known.
+pub(super) fn key(lock: &Lock, inode: u64) -> Option<Key> {
+    let class = class(lock.kind);
+    let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
+    Some(Key { inode, owner: lock.owner?.0, start, class, reserved: 0 })
 }
 
 fn place(key: &Key, dev: u32, ino: u64) -> Place {

@@ -3,10 +3,13 @@
 //!
 //! Refuses to let the tables drift: every reading also brings them in line with the kernel's lists.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use lockwatch_common::history::Key;
 use rustix::fs::{Mode, OFlags};
 
 use super::collect::Collector;
@@ -15,13 +18,21 @@ use super::names::Names;
 use super::{HistoryError, Tables};
 use crate::engine::id::{self, IdKey};
 use crate::engine::input::{self, FileId};
-use crate::engine::snapshot::Limit;
+use crate::engine::snapshot::{Limit, Lock};
 use crate::engine::view::View;
 use crate::source::bpf::{self, Hunt, Snapshots};
 
-/// Readings of a time in which nothing happened after which the tables are gone through all the same:
-/// that a wait was interrupted nothing tells.
+/// From one time that the tables are brought in line with the kernel's lists to the next: that takes
+/// as long as all the rest of a reading.
+const REST: Duration = Duration::from_secs(1);
+/// Readings of a time in which nothing happened after which that is done all the same: that a wait was
+/// interrupted nothing tells.
 const COLLECTED_AFTER: u32 = 4;
+/// Locks up to which each is looked up by its key. To go through the whole table costs more, however
+/// little it holds.
+const FEW: usize = 256;
+/// Locks from which on what a reading took of memory is worth giving back.
+const LARGE: usize = 10_000;
 
 /// Takes readings.
 pub struct Reader {
@@ -32,11 +43,16 @@ pub struct Reader {
     /// failed.
     hunt: Option<Hunt>,
     prepared: bool,
-    /// What the tables held when the last lock had been taken or given up, and how much had happened
-    /// by then.
-    known: Option<(u64, Contents)>,
-    /// Readings since the tables were brought in line with the kernel's lists.
-    since_collected: u32,
+    /// Whether the last reading was one after which there is memory to be given back.
+    was_large: bool,
+    /// How much had happened before the last reading.
+    happened: Option<u64>,
+    /// What the tables held then, and of which locks; `None` is all.
+    known: Option<(Contents, Option<BTreeSet<Key>>)>,
+    /// When the tables were brought in line with the kernel's lists.
+    collected: Option<Instant>,
+    /// Readings since then, and whether anything has happened.
+    since_collected: (u32, bool),
     collector: Collector,
     names: Names,
     key: IdKey,
@@ -62,8 +78,11 @@ impl Reader {
             snapshots: None,
             hunt: None,
             prepared: false,
+            was_large: false,
+            happened: None,
             known: None,
-            since_collected: 0,
+            collected: None,
+            since_collected: (0, false),
             collector,
             names,
             key,
@@ -93,8 +112,10 @@ impl Reader {
         let files = handles.iter().map(|handle| identity(handle.as_ref()?)).collect();
         drop(handles);
         self.remember(&mut reading)?;
+        self.was_large = reading.snapshot.locks.len() > LARGE;
         log::debug!("reading: joined with the tables");
         let bpf::Reading { mut snapshot, begun, .. } = reading;
+        bpf::order_births(&mut snapshot)?;
         snapshot.limits.extend(self.limits.iter().cloned());
         let ids = id::assign(&snapshot, &self.key);
         // What is unexplained only a view tells.
@@ -114,35 +135,68 @@ impl Reader {
     /// Makes ready for a reading that leaves something to be explained. What is wrong with it that
     /// reading says.
     pub fn prepare(&mut self) {
-        if !std::mem::replace(&mut self.prepared, true) {
-            self.hunt = bpf::prepare().ok();
+        let is_first = !std::mem::replace(&mut self.prepared, true);
+        if is_first {
+            self.hunt = bpf::prepare().ok().map(Hunt::made_quick);
+        }
+        if is_first || std::mem::take(&mut self.was_large) {
             give_back_memory();
         }
     }
 
-    /// Joins a reading with the tables, and brings them in line with it. Where nothing happened
-    /// since the reading before, what that knew still holds.
+    /// Joins a reading with the tables, and now and then brings them in line with it. Where nothing
+    /// happened since the reading before, what that knew still holds.
     fn remember(&mut self, reading: &mut bpf::Reading) -> Result<(), HistoryError> {
         // Before the tables: what happens meanwhile has them read again next time.
         let happened = self.tables.totals()?.activity();
-        let contents = match self.known.take() {
-            Some((before, mut contents)) if before == happened => {
-                contents.read_endings(&self.tables)?;
-                self.since_collected += 1;
-                contents
-            }
-            _ => {
-                self.since_collected = COLLECTED_AFTER;
-                Contents::read(&self.tables)?
-            }
+        let is_new = self.happened.replace(happened) != Some(happened);
+        let known = self.known.take().filter(|_| !is_new);
+        let (readings, anything) = self.since_collected;
+        self.since_collected = (readings + 1, anything || is_new);
+        let rested = self.collected.is_none_or(|at| at.elapsed() >= REST);
+        let is_due = rested && (anything || is_new || readings + 1 >= COLLECTED_AFTER);
+        let few = self.few(reading);
+        let fits = |known: &Option<BTreeSet<Key>>| match (known, &few) {
+            (Some(known), Some(few)) => few.is_subset(known),
+            (Some(_), None) => false,
+            (None, _) => true,
         };
-        if self.since_collected >= COLLECTED_AFTER {
-            self.since_collected = 0;
+        let known = known.filter(|(_, of)| fits(of) && !(is_due && of.is_some()));
+        let (contents, of) = match known {
+            Some((mut known, of)) => {
+                known.read_endings(&self.tables)?;
+                (known, of)
+            }
+            None => self.look_up(few.filter(|_| !is_due))?,
+        };
+        if is_due {
+            self.since_collected = (0, false);
+            self.collected = Some(Instant::now());
             self.collector.collect(&self.tables, reading, contents.endings())?;
         }
         join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
-        self.known = Some((happened, contents));
+        self.known = Some((contents, of));
         Ok(())
+    }
+
+    /// The keys of the locks of a reading, where these are few.
+    fn few(&self, reading: &bpf::Reading) -> Option<BTreeSet<Key>> {
+        let locks = &reading.snapshot.locks;
+        let key = |lock: &Lock| join::key(lock, *reading.inodes.get(lock.file.0 as usize)?);
+        (locks.len() <= FEW).then(|| locks.iter().filter_map(key).collect())
+    }
+
+    /// What the tables hold of these locks, or of all.
+    fn look_up(
+        &self,
+        few: Option<BTreeSet<Key>>,
+    ) -> Result<(Contents, Option<BTreeSet<Key>>), HistoryError> {
+        if let Some(few) = few
+            && let Some(contents) = Contents::of_locks(&self.tables, &few)?
+        {
+            return Ok((contents, Some(few)));
+        }
+        Ok((Contents::read(&self.tables)?, None))
     }
 }
 
@@ -153,7 +207,8 @@ impl Drop for Reader {
 }
 
 /// To load programs takes the kernel's whole type information, many times as much memory as all that
-/// comes after; of its own accord the C library keeps most of that for good.
+/// comes after, and a reading of very many locks takes much for a moment; of its own accord the C
+/// library keeps most of that for good.
 fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it may be called at any time, by any thread.

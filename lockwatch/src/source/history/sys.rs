@@ -146,15 +146,24 @@ const AT_ONCE: usize = 4096;
 /// Every element of a hash table, at some moment of the reading each. One that comes or goes
 /// meanwhile may be there or not; one that stays is there.
 pub(super) fn all<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    match batches(map) {
-        // Before 5.6, and for kinds of tables that have no batches.
-        Err(error) if is_not_there(&error) => one_by_one(map),
+    let mut all = Vec::new();
+    each(map, |key, value| all.push((key, value)))?;
+    Ok(all)
+}
+
+/// Hands each of these elements to `take`: of a table that may hold much, a part at a time.
+pub(super) fn each<K: Wire, V: Wire>(
+    map: BorrowedFd<'_>,
+    mut take: impl FnMut(K, V),
+) -> io::Result<()> {
+    match batches(map, &mut take) {
+        // Before 5.6, and for kinds of tables that have no batches: said before anything is read.
+        Err(error) if is_not_there(&error) => one_by_one(map, take),
         read => read,
     }
 }
 
-fn batches<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    let mut all = Vec::new();
+fn batches<K: Wire, V: Wire>(map: BorrowedFd<'_>, mut take: impl FnMut(K, V)) -> io::Result<()> {
     let mut at_once = AT_ONCE;
     let (mut keys, mut values) = (Vec::<u8>::new(), Vec::<u8>::new());
     let (mut after, mut position) = (0u64, 0u64);
@@ -189,20 +198,20 @@ fn batches<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
         let count = (attributes.count as usize).min(at_once);
         let keys = keys.chunks_exact(size_of::<K>()).take(count);
         let values = values.chunks_exact(size_of::<V>());
-        all.extend(
-            keys.zip(values)
-                .filter_map(|(key, value)| Some((wire::read::<K>(key)?, wire::read::<V>(value)?))),
-        );
+        for (key, value) in keys.zip(values) {
+            if let (Some(key), Some(value)) = (wire::read(key), wire::read(value)) {
+                take(key, value);
+            }
+        }
         if ended {
-            return Ok(all);
+            return Ok(());
         }
         after = position;
         first = false;
     }
 }
 
-fn one_by_one<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    let mut all = Vec::new();
+fn one_by_one<K: Wire, V: Wire>(map: BorrowedFd<'_>, mut take: impl FnMut(K, V)) -> io::Result<()> {
     let mut next = vec![0u8; size_of::<K>()];
     let mut last: Option<K> = None;
     loop {
@@ -216,12 +225,12 @@ fn one_by_one<K: Wire, V: Wire>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> 
         // SAFETY: the key is absent or valid, and `next` has room for one.
         match unsafe { call(BPF_MAP_GET_NEXT_KEY, &mut attributes) } {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         }
-        let Some(key) = wire::read::<K>(&next) else { return Ok(all) };
+        let Some(key) = wire::read::<K>(&next) else { return Ok(()) };
         if let Some(value) = get(map, &key)? {
-            all.push((key, value));
+            take(key, value);
         }
         last = Some(key);
     }

@@ -2,6 +2,7 @@
 //!
 //! Refuses to interpret: keys and values as the programs wrote them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -176,13 +177,38 @@ impl Tables {
 
     /// Every lock that was taken and not given up.
     pub(super) fn locks(&self) -> Result<Vec<(Key, Entry)>, HistoryError> {
-        let mut locks =
-            sys::all::<Key, Entry>(fd(&self.locks)).map_err(failed("read", LOCKS_MAP))?;
-        for (key, entry) in &mut locks {
-            self.read_whole(key, entry)?;
+        let mut locks = Vec::new();
+        self.each_lock(|key, entry| locks.push((key, entry)))?;
+        Ok(locks)
+    }
+
+    /// Hands each of them to `take`.
+    pub(super) fn each_lock(&self, mut take: impl FnMut(Key, Entry)) -> Result<(), HistoryError> {
+        let mut whole = Ok(());
+        let read = sys::each::<Key, Entry>(fd(&self.locks), |key, mut entry| {
+            if whole.is_ok() {
+                whole = self.read_whole(&key, &mut entry);
+            }
+            // Of those that were given up the place is kept, and nothing else.
+            if entry.access != F_UNLCK {
+                take(key, entry);
+            }
+        });
+        read.map_err(failed("read", LOCKS_MAP))?;
+        whole
+    }
+
+    /// Those of these locks that were taken and not given up.
+    pub(super) fn locks_of(&self, keys: &BTreeSet<Key>) -> Result<Vec<(Key, Entry)>, HistoryError> {
+        let mut locks = Vec::with_capacity(keys.len());
+        for key in keys {
+            let read = sys::get(fd(&self.locks), key).map_err(failed("read", LOCKS_MAP))?;
+            let Some(mut entry) = read else { continue };
+            self.read_whole(key, &mut entry)?;
+            if entry.access != F_UNLCK {
+                locks.push((*key, entry));
+            }
         }
-        // Of those the place is kept, and nothing else.
-        locks.retain(|(_, entry)| entry.access != F_UNLCK);
         Ok(locks)
     }
 

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use super::limits::Limits;
-use super::root::{ProcRoot, open_folder, read_file, read_link};
+use super::root::{ProcRoot, open_folder, read_file, read_link, read_record};
 use super::stat::{self, Stat};
 use crate::engine::identity::{Pid, StartTime};
 use crate::engine::snapshot::{Births, Process};
@@ -125,7 +125,7 @@ impl Processes {
         let folder = open_folder(&self.folder, DecInt::new(pid));
         let folder = folder.map_err(|error| self.failed(error)).ok()?;
         if !listed {
-            let status = read_file(&folder, "status", &mut self.buffer).ok()?;
+            let status = read_record(&folder, "status", &mut self.buffer).ok()?;
             let group = stat::thread_group(status, || format!("{pid}/status"));
             match group {
                 Ok(Some(group)) if group != pid => return None,
@@ -133,7 +133,7 @@ impl Processes {
                 Err(fault) => limits.fault(fault),
             }
         }
-        let text = match read_file(&folder, "stat", &mut self.buffer) {
+        let text = match read_record(&folder, "stat", &mut self.buffer) {
             Ok(text) => text,
             Err(error) => {
                 self.failed(error);
@@ -163,7 +163,7 @@ impl Processes {
         self.namespaces(pid, &folder, &mut process, limits);
         process.exe = read_link(&folder, "exe").ok().map(Vec::into_boxed_slice);
         process.cgroup =
-            read_file(&folder, "cgroup", &mut self.buffer).ok().and_then(control_group);
+            read_record(&folder, "cgroup", &mut self.buffer).ok().and_then(control_group);
         Some(process)
     }
 
@@ -183,7 +183,7 @@ impl Processes {
             process.ns_level = self.reader.sees_all().then_some(0);
             return;
         }
-        let Ok(status) = read_file(folder, "status", &mut self.buffer) else { return };
+        let Ok(status) = read_record(folder, "status", &mut self.buffer) else { return };
         match stat::namespace_pids(status, || format!("{pid}/status")) {
             Ok(Some(pids)) => {
                 process.ns_pid = pids.last().copied();

@@ -324,7 +324,7 @@ proptest! {
     ) {
         let (grace, gc_interval, handoff_window, long_wait, verbose) = numbers;
         let (automatic, only_watched, per_minute, retry) = numbers_of_policy;
-        let permission = Permission { path: b"/\xff".as_slice().into(), allowed: automatic };
+        let permission = Permission { path: b"/\xff".as_slice().into(), allowed: automatic, likely: automatic };
         let watches = vec![permission];
         let reclaim = Policy { automatic, only_watched, per_minute, retry, watches };
         let settings = Settings { grace, gc_interval, handoff_window, long_wait, verbose, reclaim };

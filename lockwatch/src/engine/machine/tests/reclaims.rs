@@ -2,16 +2,18 @@
 
 use super::stage::{End, Stage, World, file, ms};
 use super::stories::{self, ended, hook};
-use crate::engine::identity::{Access, BootTime};
+use crate::engine::classify::Confidence;
+use crate::engine::identity::{Access, BootTime, StartTime};
 use crate::engine::input::{Input, Permission, Policy, Settings, Watched, Wrote};
 use crate::engine::reclaim::progress::{Asker, Done, Ending, Reclaimed};
+use crate::engine::snapshot::Births;
 
 const SECOND: u64 = 1_000;
 
 fn allowing(paths: &[&str]) -> Policy {
     let watches = paths
         .iter()
-        .map(|path| Permission { path: path.as_bytes().into(), allowed: true })
+        .map(|path| Permission { path: path.as_bytes().into(), allowed: true, likely: false })
         .collect();
     Policy { automatic: true, watches, ..Policy::default() }
 }
@@ -69,8 +71,23 @@ fn nothing_is_reclaimed_where_the_configuration_only_reports() {
 
 /// Everything may be reclaimed but what the watch of this path names.
 fn forbidding(path: &str) -> Policy {
-    let forbidden = Permission { path: path.as_bytes().into(), allowed: false };
+    let forbidden = Permission { path: path.as_bytes().into(), allowed: false, likely: true };
     Policy { only_watched: false, watches: vec![forbidden], automatic: true, ..Policy::default() }
+}
+
+/// An orphan on `/srv/131`, as a daemon finds it at its start.
+fn left_behind() -> World {
+    let mut world = World::default();
+    world.file(131, "/srv/131");
+    world.born(1310, "owner", ms(5_000));
+    world.open(1310, 131, 131);
+    world.lock(1310, 131, 131, Access::Write, ms(6_000));
+    world.fork(1310, 1311, "heir", ms(7_000));
+    world.exec(1311);
+    world.die(1310, ms(8_000), End::Signal(9));
+    // Nobody saw its death: two readings have to show it.
+    world.facts.deaths.clear();
+    world
 }
 
 #[test]
@@ -87,6 +104,38 @@ fn what_no_watch_names_is_reclaimed_where_that_is_wanted_and_what_a_watch_forbid
     orphan(&mut stage, 131);
     orphan(&mut stage, 132);
     assert_eq!(ordered(&stage), [132]);
+}
+
+#[test]
+fn what_is_only_likely_an_orphan_is_told_once_and_left_alone() {
+    let mut stage = old_orphan(allowing(&["/srv/131"]));
+    stage.until(60_000);
+    assert_eq!(stage.events.iter().filter(|event| event.kind.name() == "orphaned").count(), 1);
+    assert!(ordered(&stage).is_empty());
+    assert!(stage.engine.is_swept(), "the daemon does not wait for it");
+    let told = stage.events.iter().filter(|event| event.kind.name() == "reclaim_failed");
+    assert_eq!(told.count(), 1);
+    assert!(last_why(&stage).contains("likely, not certain"), "{}", last_why(&stage));
+}
+
+#[test]
+fn what_is_only_likely_an_orphan_is_reclaimed_where_its_watch_says_so() {
+    let mut policy = allowing(&["/srv/131"]);
+    policy.watches[0].likely = true;
+    let mut stage = old_orphan(policy);
+    stage.until(60_000);
+    assert_eq!(ordered(&stage), [131]);
+    assert_eq!(stage.orders[0].at_least, Confidence::Likely);
+}
+
+#[test]
+fn what_no_watch_names_must_be_certain() {
+    let mut stage = old_orphan(forbidding("/srv/other"));
+    stage.until(60_000);
+    assert!(ordered(&stage).is_empty());
+    orphan(&mut stage, 132);
+    assert_eq!(ordered(&stage), [132]);
+    assert_eq!(stage.orders[0].at_least, Confidence::Certain);
 }
 
 #[test]
@@ -174,20 +223,23 @@ fn for_what_there_is_no_way_it_is_said_once_and_nothing_is_begun() {
     assert!(last_why(&stage).contains("refused"), "{}", last_why(&stage));
 }
 
+/// A daemon that finds an orphan at its start of which it does not know when it was taken.
+fn old_orphan(reclaim: Policy) -> Stage {
+    let mut stage = Stage::with(Settings { reclaim, ..Settings::default() }, left_behind());
+    stage.world.facts.locks[0].taken = None;
+    stage.world.facts.births = Births {
+        forks: Some(5_000),
+        pid_max: Some(4_194_304),
+        last_pid: Some(5_000),
+        now: Some(StartTime(1_000_000_000_000)),
+    };
+    stage
+}
+
 #[test]
 fn the_sweep_is_over_when_what_was_there_at_first_is_dealt_with() {
-    let mut world = World::default();
-    world.file(131, "/srv/131");
-    world.born(1310, "owner", ms(5_000));
-    world.open(1310, 131, 131);
-    world.lock(1310, 131, 131, Access::Write, ms(6_000));
-    world.fork(1310, 1311, "heir", ms(7_000));
-    world.exec(1311);
-    world.die(1310, ms(8_000), End::Signal(9));
-    // Nobody saw its death: two readings have to show it.
-    world.facts.deaths.clear();
     let reclaim = allowing(&["/srv/131"]);
-    let mut stage = Stage::with(Settings { reclaim, ..Settings::default() }, world);
+    let mut stage = Stage::with(Settings { reclaim, ..Settings::default() }, left_behind());
     assert!(!stage.engine.is_swept(), "not even looked at");
     stage.until(10_400);
     assert_eq!(ordered(&stage), [131]);

@@ -153,7 +153,7 @@ pub(crate) fn lost() -> Stage {
 /// A daemon that may reclaim a watched file, on which a lock is orphaned; what is about to be done
 /// about it, and the lock's name.
 fn reclaiming() -> (Stage, LockName) {
-    let permission = Permission { path: PATH.as_bytes().into(), allowed: true };
+    let permission = Permission { path: PATH.as_bytes().into(), allowed: true, likely: false };
     let reclaim = Policy { automatic: true, watches: vec![permission], ..Policy::default() };
     let mut stage = Stage::with(Settings { reclaim, ..Settings::default() }, World::default());
     locksmith(&mut stage.world);

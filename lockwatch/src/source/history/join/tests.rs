@@ -212,8 +212,8 @@ impl Model {
             .collect();
         let operations: Vec<_> =
             self.operations.iter().map(|(key, operation)| (*key, *operation)).collect();
-        let contents =
-            Contents::of(BootTime(1), &owners, self.keyed(), operations, |_| self.lost_at);
+        let mut contents = Contents { begun: BootTime(1), ..Contents::default() };
+        contents.work_out(&owners, self.keyed(), operations, |_| self.lost_at);
         for (start, end, access) in self.list() {
             let lock = Lock {
                 entry: 0,
@@ -228,7 +228,7 @@ impl Model {
             };
             let times = self.bytes[start..=end].iter().flatten().map(|&(_, at)| at);
             let oldest = times.min().unwrap_or_default();
-            let told = contents.taking(&lock, 0, 7).map(|entry| entry.taken_at);
+            let told = contents.taking(&lock, 0, 7).map(|(at, _)| at);
             let truth = (oldest != 0).then_some(oldest);
             if self.lossy {
                 assert!(told.is_none() || told == truth, "{start}-{end}: {told:?}, not {truth:?}");
