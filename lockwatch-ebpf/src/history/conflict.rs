@@ -23,6 +23,10 @@ pub(crate) struct Met {
 }
 
 impl Met {
+    /// None. Older verifiers want every member to be written whose value may be looked at.
+    pub(crate) const NONE: Self =
+        Self { owner: 0, start: 0, end: 0, access: 0, flags: 0, recorded: 0 };
+
     /// Its key.
     #[inline(always)]
     pub(crate) fn key(&self, attempt: &Attempt) -> Key {
@@ -41,24 +45,25 @@ pub(crate) fn first(attempt: &Attempt) -> Option<Met> {
     Some(read(first - offset!(lock_list) as u64, attempt.key.class))
 }
 
-/// The first entry that is another's and in the way.
+/// The first entry that is another's and in the way, to `to`; false where there is none.
 #[inline(never)]
-pub(crate) fn met(attempt: &Attempt) -> Option<Met> {
-    let head = head(attempt)?;
+pub(crate) fn met(attempt: &Attempt, to: &mut Met) -> bool {
+    let Some(head) = head(attempt) else { return false };
     let mut at = read_u64(head);
     for _ in 0..load(&LOOKED_AT) {
         if at == head || at == 0 {
-            return None;
+            return false;
         }
         let met = read(at - offset!(lock_list) as u64, attempt.key.class);
         let apart = met.start > attempt.end || met.end < attempt.key.start;
         let exclusive = met.access == F_WRLCK || attempt.access == F_WRLCK;
         if met.owner != attempt.key.owner && !apart && exclusive {
-            return Some(met);
+            *to = met;
+            return true;
         }
         at = read_u64(at);
     }
-    None
+    false
 }
 
 /// Address of the head of the list.

@@ -118,7 +118,10 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
         return;
     }
     let attended = attention::is_paid(&attempt.file(), at);
-    let Some(met) = conflict::met(attempt) else { return };
+    let mut met = Met::NONE;
+    if !conflict::met(attempt, &mut met) {
+        return;
+    }
     let key = met.key(attempt);
     // SAFETY: the maps' values; plain numbers.
     unsafe {
@@ -130,14 +133,16 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
             Some(entry) => DEAD.get(entry.by.process()),
             None => None,
         };
-        let mut of_owner = None;
+        let mut is_owner = false;
+        let mut of_owner = ProcessKey { start: 0, tgid: 0, reserved: 0 };
         if ending.is_none()
             && let Some(globals) = globals()
             && (*globals).owners != 0
             && let Some(owner) = OWNERS.get(key.of_owner())
         {
-            of_owner = Some((owner.start, owner.tgid));
-            ending = DEAD.get(ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 });
+            of_owner = ProcessKey { start: owner.start, tgid: owner.tgid, reserved: 0 };
+            is_owner = true;
+            ending = DEAD.get(of_owner);
         }
         if !attended && ending.is_none() {
             return;
@@ -147,15 +152,15 @@ fn tell(kind: u32, at: u64, attempt: &Attempt) {
         }
         let room = Room::of(kind);
         if let Some(entry) = entry
-            && of_owner.is_none()
+            && !is_owner
         {
             return moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
         }
         let Some(to) = counters::draft(attempt.seat) else { return };
         words::clear(to);
         as_met(to, &met, attempt);
-        if let Some((start, tgid)) = of_owner {
-            ((*to).by.start, (*to).by.tgid) = (start, tgid);
+        if is_owner {
+            ((*to).by.start, (*to).by.tgid) = (of_owner.start, of_owner.tgid);
         }
         let entry = &*to;
         moment::tell(attempt, &Moment { kind, at, key: &key, entry, ending, room });
