@@ -62,8 +62,13 @@ impl Handoffs {
         None
     }
 
-    /// A lock was taken.
-    pub(super) fn acquire(&mut self, taker: &Acquired, scene: Scene<'_>) -> Vec<News> {
+    /// A lock was taken, which is known since `now`.
+    pub(super) fn acquire(
+        &mut self,
+        taker: &Acquired,
+        now: BootTime,
+        scene: Scene<'_>,
+    ) -> Vec<News> {
         let file = taker.lock.file;
         let open = self.open.get(&file).into_iter().flatten();
         let next: Vec<Ended> = open
@@ -73,8 +78,8 @@ impl Handoffs {
         for ended in &next {
             self.close(ended.death.at, file, ended.lock.id.key());
         }
-        self.early.entry(file).or_default().insert((taker.at, taker.clone()));
-        self.takings.insert((taker.at, file));
+        self.early.entry(file).or_default().insert((now, taker.clone()));
+        self.takings.insert((now, file));
         if self.takings.len() > MOST {
             self.forget_a_taking();
         }
@@ -123,7 +128,7 @@ impl Handoffs {
     fn forget_a_taking(&mut self) {
         let Some((at, file)) = self.takings.pop_first() else { return };
         if let Some(of_file) = self.early.get_mut(&file) {
-            while of_file.first().is_some_and(|(taken, _)| *taken <= at) {
+            while of_file.first().is_some_and(|(known, _)| *known <= at) {
                 of_file.pop_first();
             }
             if of_file.is_empty() {

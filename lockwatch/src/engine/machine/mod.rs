@@ -315,7 +315,7 @@ impl Engine {
 
     fn acquire(&mut self, acquired: &Acquired, now: BootTime, news: &mut Vec<News>) {
         let scene = Scene { view: &self.view, watched: &self.watched };
-        let races = self.handoffs.acquire(acquired, scene);
+        let races = self.handoffs.acquire(acquired, now, scene);
         self.reconsider |= self.evictions.acquire(acquired);
         if self.settings.verbose {
             let by = Party::from(&acquired.by);

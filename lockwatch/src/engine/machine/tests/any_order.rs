@@ -301,3 +301,27 @@ fn an_acquisition_that_is_told_before_the_crash_that_made_way_for_it_is_a_hand_o
     assert_eq!(again.kinds(), ["started", "crash_handoff"]);
     assert_eq!(stage.kinds(), ["started", "crash_handoff"]);
 }
+
+#[test]
+fn an_acquisition_that_became_known_late_is_remembered_as_long_as_any() {
+    let inputs = std::mem::take(&mut stories::crash_handoff().inputs);
+    let (mut acquired, mut ended) = (None, None);
+    for (_, input) in inputs {
+        match input {
+            Input::Acquired(of) => acquired = Some(of),
+            Input::Ended(of) => ended = Some(of),
+            _ => {}
+        }
+    }
+    let (acquired, mut ended) = (acquired.unwrap(), ended.unwrap());
+    // Who gave it up was preempted before the kernel could say so of either.
+    let known = acquired.at.0 / MS + 20;
+    ended.at = BootTime(acquired.at.0 - 1);
+    let mut stage = Stage::new();
+    stage.until(known);
+    stage.input(Input::Acquired(acquired));
+    stage.until(known + 3);
+    stage.input(Input::Ended(ended));
+    stage.until(known + 100);
+    assert_eq!(stage.kinds(), ["started", "crash_handoff"]);
+}
