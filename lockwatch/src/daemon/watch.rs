@@ -155,6 +155,9 @@ pub(super) async fn watch(
                 let swept = !config.reclaim.on_boot || watching.engine.is_swept();
                 if !ready && watching.failures == 0 && swept {
                     ready = true;
+                    if !watching.tree.is_settled() {
+                        log::warn!("the tree does not show the first reading yet");
+                    }
                     watching.scrapes.ready();
                     watching.manager.ready("watching");
                 }

@@ -4,8 +4,10 @@
 //! before them.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::places;
 use crate::engine::input::Watched;
@@ -25,8 +27,15 @@ pub(super) struct Switches {
 }
 
 enum Job {
-    Publish { view: Arc<View>, clock: Clock, watches: Arc<[Watched]>, switches: Switches },
+    Publish {
+        view: Arc<View>,
+        clock: Clock,
+        watches: Arc<[Watched]>,
+        switches: Switches,
+    },
     Answer(Reply, Result<(), Refusal>),
+    /// Whoever waits is told that all before it is done.
+    Done(SyncSender<()>),
 }
 
 #[derive(Default)]
@@ -83,6 +92,13 @@ impl Keeper {
         self.desk.put(|jobs| jobs.push_back(Job::Answer(reply, outcome)));
     }
 
+    /// Waits until the tree shows what was published before; false where it does not within `limit`.
+    pub(super) fn settled(&self, limit: Duration) -> bool {
+        let (done, wait) = sync_channel(1);
+        self.desk.put(|jobs| jobs.push_back(Job::Done(done)));
+        wait.recv_timeout(limit).is_ok()
+    }
+
     /// Hands an event, one line with its newline, to every reader of `events`.
     pub(super) fn tell(&self, line: &[u8]) {
         self.desk.mounted.tell(line);
@@ -135,6 +151,10 @@ impl Desk {
         while let Some(job) = self.next() {
             match job {
                 Job::Answer(reply, outcome) => reply.answer(outcome),
+                Job::Done(done) => {
+                    // Who gave up waiting has no use for it.
+                    let _ = done.try_send(());
+                }
                 Job::Publish { view, clock, watches, switches } => {
                     let seen = places::look(Tree::paths(&view, &watches));
                     let next = current.next(&Facts {

@@ -42,6 +42,8 @@ pub(super) struct Tree {
 /// The tree shows what happens to a watched file this much later at the latest; the rest it shows
 /// when the engine has it read. No more readings than this would ask for are taken for its sake.
 const BEHIND_AT_MOST: Duration = Duration::from_millis(100);
+/// How long the first reading may take to be shown before the daemon says that it is ready.
+const SHOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the tree wants.
 pub(super) enum Wanted {
@@ -170,6 +172,12 @@ impl Tree {
             Ok(()) => self.reconciling.push((now, reply)),
             Err(refusal) => self.answer(reply, Err(refusal)),
         }
+    }
+
+    /// Waits, for a moment, until the mounted tree shows what was published; true also where none is
+    /// mounted.
+    pub(super) fn is_settled(&self) -> bool {
+        self.keeper.as_ref().is_none_or(|keeper| keeper.settled(SHOWN_WITHIN))
     }
 
     /// Shows what follows from a reading that was begun at `begun`.
