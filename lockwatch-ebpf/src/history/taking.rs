@@ -173,6 +173,8 @@ unsafe fn secured(key: &Key, giving: *mut u64, entry: *mut Entry) -> bool {
                 return LOCKS.get_ptr(key).is_some() || LOCKS.insert(key, &*entry, 0).is_ok();
             }
         }
+        // What is not counted must not be there.
+        let _ = LOCKS.remove(key);
         false
     }
 }

@@ -125,8 +125,10 @@ impl Kernel {
     /// How many records were lost since this was asked last.
     pub(super) fn lost(&mut self) -> Result<u64, KernelError> {
         let lost = self.tables.totals()?.lost();
-        let before = std::mem::replace(&mut self.lost, lost);
-        Ok(lost.saturating_sub(before))
+        // What one program missed and the next is about to see counts for a moment, and only once.
+        let more = lost.saturating_sub(self.lost);
+        self.lost += more;
+        Ok(more)
     }
 }
 
