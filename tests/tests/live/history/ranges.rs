@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lockwatch::engine::identity::BootTime;
-use lockwatch_tests::harness::{Scene, Test};
+use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 
 use super::NEEDS;
