@@ -2,8 +2,8 @@
 //!
 //! To put a lock into the table and to take it out again costs more than all the rest together. So
 //! the place of one that was given up by name is kept, marked as given up, until the program that
-//! saw it wants to keep another in its stead on the same CPU: whoever takes and gives up the same lock time and
-//! again finds it there, and one lookup is all that it costs.
+//! saw it wants to keep another in its stead on the same CPU: whoever takes and gives up the same
+//! lock time and again finds it there, and one lookup is all that it costs.
 //!
 //! Only that program on that CPU fills the place again or gives it away. It does not interrupt
 //! itself, so nobody writes to a place that another is giving away. Whoever else sees the same lock
@@ -22,7 +22,7 @@ use crate::moment::{Moment, Room};
 use crate::tables::{DEAD, LOCKS, add, given_away, held, slot};
 use crate::{attention, counters, moment, party, words};
 
-/// Looks at a CPU that is giving a place away, until it has done so: longer than it takes.
+/// Looks at a keeper that is giving a place away, until it has done so: longer than it takes.
 const LOOKS: u32 = 64;
 
 /// Now, ns of `CLOCK_BOOTTIME`.
@@ -48,7 +48,7 @@ pub(crate) fn in_force(place: Option<*mut Entry>) -> Option<*mut Entry> {
     place.filter(|&entry| unsafe { (*entry).access } != F_UNLCK)
 }
 
-/// The place of a lock that was given up on this CPU, which may be filled again.
+/// The place of a lock of which this keeper saw that it was given up: it may be filled again.
 #[inline(always)]
 fn kept(seat: u32, place: Option<*mut Entry>) -> Option<*mut Entry> {
     // SAFETY: the table's value, where there is one.
@@ -135,32 +135,34 @@ pub(crate) unsafe fn taken(attempt: &Attempt, place: Option<*mut Entry>, unknown
     }
 }
 
-/// Puts a lock into the table, whose place is `place` where it has one that this CPU does not keep.
-/// False where that does not work.
+/// Puts a lock into the table, whose place is `place` where it has one that another keeps. False where
+/// that does not work.
 #[inline(always)]
 unsafe fn put(attempt: &Attempt, place: Option<*mut Entry>, entry: *mut Entry) -> bool {
     // SAFETY: the caller gives the table's value, and an entry.
     unsafe {
-        // Asked first: the place is another's as soon as there is a new one.
-        let keeper = match place {
-            Some(place) if (*place).access == F_UNLCK => (*place).merged.wrapping_sub(KEPT_ON),
-            _ => u32::MAX,
+        // Asked first: the place is another lock's as soon as there is a new one.
+        let giving = match place {
+            Some(place) if (*place).access == F_UNLCK => {
+                given_away((*place).merged.wrapping_sub(KEPT_ON))
+            }
+            _ => None,
         };
         if LOCKS.insert(&attempt.key, &*entry, 0).is_err() {
             return false;
         }
-        match given_away(keeper) {
-            Some(giving) if keeper != u32::MAX => secured(&attempt.key, giving, entry),
-            _ => true,
+        match giving {
+            Some(giving) => secured(&attempt.key, giving, entry),
+            None => true,
         }
     }
 }
 
-/// A lock that another CPU may be giving away by mistake is in the table for good. False where that
+/// A lock that another keeper may be giving away by mistake is in the table for good. False where that
 /// other does not come to an end.
 #[inline(never)]
 unsafe fn secured(key: &Key, giving: *mut u64, entry: *mut Entry) -> bool {
-    // SAFETY: the caller gives the map's values. Volatile, because another CPU writes it.
+    // SAFETY: the caller gives the map's values. Volatile, because the keeper writes it.
     unsafe {
         let own = mark(key) as u64;
         // For the order alone: who shows its mark after this finds what was put.
@@ -179,7 +181,7 @@ unsafe fn secured(key: &Key, giving: *mut u64, entry: *mut Entry) -> bool {
     }
 }
 
-/// What a CPU shows while it gives a place away: never 0.
+/// What a keeper shows while it gives a place away: never 0.
 #[inline(always)]
 fn mark(key: &Key) -> i64 {
     ((key.inode ^ key.owner.rotate_left(32) ^ key.start as u64) | 1) as i64
@@ -238,7 +240,7 @@ pub(crate) unsafe fn given_up(attempt: &Attempt, known: *mut Entry) {
     }
 }
 
-/// Keeps the place of the attempt's lock, which was given up, and gives the place away that this CPU
+/// Keeps the place of the attempt's lock, which was given up, and gives the place away that this keeper
 /// kept before, where nobody has taken that lock since.
 #[inline(always)]
 unsafe fn keep(attempt: &Attempt, now: u64) {
@@ -260,7 +262,8 @@ unsafe fn keep(attempt: &Attempt, now: u64) {
 
 #[inline(never)]
 unsafe fn give_away(seat: u32, parking: *mut Key, now: u64) {
-    // SAFETY: the caller gives the map's value; nobody else writes the keeper's mark, which is 0 before.
+    // SAFETY: the caller gives the map's value; nobody but the keeper writes its mark, which is 0
+    // before.
     unsafe {
         if (*parking).inode == 0 {
             return;

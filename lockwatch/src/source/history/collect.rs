@@ -13,13 +13,13 @@ use lockwatch_common::history::{
 };
 use lockwatch_common::wire::Wire;
 
-use super::join::{access, bytes, class, raw_dev};
+use super::join::{self, access, bytes, class, raw_dev};
 use super::ranges::{Ranges, Step};
 use super::sys::{self, Write};
 use super::tables::fd;
 use super::{HistoryError, Tables};
 use crate::engine::identity::RecordedPid;
-use crate::engine::snapshot::{Hides, Lock};
+use crate::engine::snapshot::Hides;
 use crate::source::bpf::{self, Reading};
 
 /// Operations of one owner from which on they are replaced by what they came to.
@@ -49,27 +49,12 @@ fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> Hist
     move |why| HistoryError::Table { what, table, why }
 }
 
-/// The keys of the locks of a reading, and the locks.
-fn present(reading: &Reading) -> BTreeMap<Key, &Lock> {
-    let key = |lock: &Lock| {
-        let class = class(lock.kind);
-        Some(Key {
-            inode: *reading.inodes.get(lock.file.0 as usize)?,
-            owner: lock.owner?.0,
-            start: if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 },
-            class,
-            reserved: 0,
-        })
-    };
-    reading.snapshot.locks.iter().filter_map(|lock| Some((key(lock)?, lock))).collect()
-}
-
 /// Writes an entry of unknown age for each lock that has none. Without it, what the kernel makes
 /// one with such a lock would look younger than it is.
 fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
     let known: BTreeSet<Key> = tables.locks()?.into_iter().map(|(key, _)| key).collect();
     let owners: BTreeSet<OwnerKey> = tables.owners()?.into_iter().map(|(key, _)| key).collect();
-    for (key, lock) in present(reading) {
+    for (key, lock) in join::keyed(reading) {
         if known.contains(&key) || (key.class == CLASS_POSIX && owners.contains(&key.of_owner())) {
             continue;
         }
@@ -129,14 +114,14 @@ impl Collector {
         }
         tables.forget_attention(bpf::now())?;
         mark(tables, reading)?;
-        let present = present(reading);
+        let present: BTreeSet<Key> = join::keyed(reading).map(|(key, _)| key).collect();
         let locks = tables.locks()?;
         let owners: BTreeMap<OwnerKey, Owner> = tables.owners()?.into_iter().collect();
         let begun = reading.begun.0;
         let mut missing = BTreeSet::new();
         for (key, entry) in &locks {
             let of_owner = key.class == CLASS_POSIX && owners.contains_key(&key.of_owner());
-            if of_owner || entry.written_at >= begun || present.contains_key(key) {
+            if of_owner || entry.written_at >= begun || present.contains(key) {
                 continue;
             }
             if self.missing.contains(&(*key, entry.written_at)) {
@@ -147,7 +132,7 @@ impl Collector {
         }
         self.missing = missing;
         let held: BTreeSet<OwnerKey> =
-            (present.keys()).filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
+            present.iter().filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
         self.owners(tables, &owners, &locks, &held, begun)?;
         keep_endings(tables, endings)?;
         self.waits(tables, reading, begun)

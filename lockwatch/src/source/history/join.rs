@@ -20,6 +20,7 @@ use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
 use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
+use crate::source::bpf;
 
 /// What the tables hold, read at one time.
 #[derive(Debug, Default)]
@@ -332,11 +333,14 @@ pub(super) fn death(process: &ProcessKey, ending: &Ending) -> Death {
     }
 }
 
-/// The key of a lock on an inode, where its owner is known.
-pub(super) fn key(lock: &Lock, inode: u64) -> Option<Key> {
-    let class = class(lock.kind);
-    let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
-    Some(Key { inode, owner: lock.owner?.0, start, class, reserved: 0 })
+/// The locks of a reading whose owners are known, each with its key.
+pub(super) fn keyed(reading: &bpf::Reading) -> impl Iterator<Item = (Key, &Lock)> {
+    reading.snapshot.locks.iter().filter_map(|lock| {
+        let inode = *reading.inodes.get(lock.file.0 as usize)?;
+        let class = class(lock.kind);
+        let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
+        Some((Key { inode, owner: lock.owner?.0, start, class, reserved: 0 }, lock))
+    })
 }
 
 fn place(key: &Key, dev: u32, ino: u64) -> Place {

@@ -18,7 +18,7 @@ use super::names::Names;
 use super::{HistoryError, Tables};
 use crate::engine::id::{self, IdKey};
 use crate::engine::input::{self, FileId};
-use crate::engine::snapshot::{Limit, Lock};
+use crate::engine::snapshot::Limit;
 use crate::engine::view::View;
 use crate::source::bpf::{self, Hunt, Snapshots};
 
@@ -181,9 +181,8 @@ impl Reader {
 
     /// The keys of the locks of a reading, where these are few.
     fn few(&self, reading: &bpf::Reading) -> Option<BTreeSet<Key>> {
-        let locks = &reading.snapshot.locks;
-        let key = |lock: &Lock| join::key(lock, *reading.inodes.get(lock.file.0 as usize)?);
-        (locks.len() <= FEW).then(|| locks.iter().filter_map(key).collect())
+        let are_few = reading.snapshot.locks.len() <= FEW;
+        are_few.then(|| join::keyed(reading).map(|(key, _)| key).collect())
     }
 
     /// What the tables hold of these locks, or of all.
