@@ -161,13 +161,23 @@ const BESIDE: &str = "
     idle: exec
     other: die KILL";
 
-fn what_is_in_flight_beside_a_lock_with_a_leaked_descriptor_is_found_too(
-    scene: &mut Scene,
-) -> Result<()> {
+/// Plays what leaves an orphan on `lock` beside another orphan, and gives what is told of it.
+fn told_beside(scene: &mut Scene, story: &str, reason: &str) -> Result<Value> {
     let (_house, mut daemon) = begin(scene, QUICK)?;
     scene.play(BESIDE)?;
     daemon.expect("orphaned", on(scene, "beside")?)?;
-    scene.play(
+    scene.play(story)?;
+    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
+    same!("reason", event["reason"], reason);
+    daemon.stop()?;
+    Ok(event)
+}
+
+fn what_is_in_flight_beside_a_lock_with_a_leaked_descriptor_is_found_too(
+    scene: &mut Scene,
+) -> Result<()> {
+    told_beside(
+        scene,
         "start keeper
          keeper: socketpair tx rx
          keeper: fork owner
@@ -175,18 +185,14 @@ fn what_is_in_flight_beside_a_lock_with_a_leaked_descriptor_is_found_too(
          owner: flock a ex
          owner: send tx a
          owner: die KILL",
+        "scm_rights",
     )?;
-    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
-    same!("reason", event["reason"], "scm_rights");
-    daemon.stop()?;
     Ok(())
 }
 
 fn what_is_only_mapped_is_found_too(scene: &mut Scene) -> Result<()> {
-    let (_house, mut daemon) = begin(scene, QUICK)?;
-    scene.play(BESIDE)?;
-    daemon.expect("orphaned", on(scene, "beside")?)?;
-    scene.play(
+    told_beside(
+        scene,
         "start owner
          owner: open a lock
          owner: flock a ex
@@ -194,18 +200,14 @@ fn what_is_only_mapped_is_found_too(scene: &mut Scene) -> Result<()> {
          owner: fork heir
          heir: close a
          owner: die KILL",
+        "mmap",
     )?;
-    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
-    same!("reason", event["reason"], "mmap");
-    daemon.stop()?;
     Ok(())
 }
 
 fn who_maps_the_file_beside_a_leaked_descriptor_is_told_too(scene: &mut Scene) -> Result<()> {
-    let (_house, mut daemon) = begin(scene, QUICK)?;
-    scene.play(BESIDE)?;
-    daemon.expect("orphaned", on(scene, "beside")?)?;
-    scene.play(
+    let event = told_beside(
+        scene,
         "start owner
          owner: open a lock
          owner: flock a ex
@@ -215,16 +217,14 @@ fn who_maps_the_file_beside_a_leaked_descriptor_is_told_too(scene: &mut Scene) -
          owner: fork heir
          heir: exec
          owner: die KILL",
+        "inherited",
     )?;
-    let event = daemon.expect("orphaned", on(scene, "lock")?)?;
-    same!("reason", event["reason"], "inherited");
     let holders = event["holders"].as_array().context("no holders")?;
     for (via, name) in [("fd", "heir"), ("mmap", "mapper")] {
         let pid = scene.pid(name)?;
         let is_it = |holder: &&Value| holder["via"] == via && holder["pid"] == pid;
         ensure!(holders.iter().any(|holder| is_it(&holder)), "no {via} of {pid} in {event}");
     }
-    daemon.stop()?;
     Ok(())
 }
 

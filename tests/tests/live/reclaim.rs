@@ -249,16 +249,22 @@ fn a_free_file_needs_nothing(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
+/// Who is not root may not carry a reclaim out with these options, and is told who may.
+pub(crate) fn is_refused_to_nobody(scene: &Scene, more: &[&str]) -> Result<()> {
+    let run = scene
+        .public_lockwatch(&["reclaim", "./lock", "--execute"])?
+        .args(more)
+        .as_nobody()
+        .run()?;
+    let line = run.fails_in_one_line()?;
+    ensure!(line.contains("root"), "{line}");
+    Ok(())
+}
+
 fn nobody_may_execute_but_root(scene: &mut Scene) -> Result<()> {
     scene.play(LEAKED)?;
     for more in [&[][..], &["--force"], &["--method", "signal"], &["--method", "inject"]] {
-        let run = scene
-            .public_lockwatch(&["reclaim", "./lock", "--execute"])?
-            .args(more)
-            .as_nobody()
-            .run()?;
-        let line = run.fails_in_one_line()?;
-        ensure!(line.contains("root"), "{line}");
+        is_refused_to_nobody(scene, more)?;
     }
     let report = scene.scan()?;
     report.only_lock_on(&scene.file("lock")?)?.is("orphaned/inherited")

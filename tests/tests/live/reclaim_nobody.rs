@@ -12,6 +12,7 @@ use lockwatch_tests::harness::daemon::House;
 use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 
+use crate::reclaim::is_refused_to_nobody;
 use crate::reclaim_hooks::program;
 use crate::stories::LEAKED;
 use crate::tree_around::become_nobody;
@@ -159,13 +160,7 @@ fn what_anybody_may_read_leads_nowhere(scene: &mut Scene) -> Result<()> {
     scene.play(LEAKED)?;
     // What the daemon uses between itself and its runs is the verb's own, and asks for root, too.
     for more in [&["--attended", "tree"][..], &["--attended", "policy", "--force"]] {
-        let run = scene
-            .public_lockwatch(&["reclaim", "./lock", "--execute"])?
-            .args(more)
-            .as_nobody()
-            .run()?;
-        let line = run.fails_in_one_line()?;
-        ensure!(line.contains("root"), "{line}");
+        is_refused_to_nobody(scene, more)?;
     }
     // Another configuration does not make another user.
     let config = scene.path("own.toml");

@@ -136,15 +136,20 @@ fn an_orphan_on_a_watched_file_is_released_without_anybodys_asking(
     Ok(())
 }
 
+/// A daemon has released the orphan by the time that it says it is ready.
+fn is_swept_before_ready(scene: &mut Scene, house: &House) -> Result<()> {
+    let daemon = house.start(scene, &[])?;
+    ensure!(is_free(scene)?, "it is ready, and the lock is still there");
+    daemon.stop()?;
+    Ok(())
+}
+
 fn what_is_there_at_the_start_is_swept_before_ready(scene: &mut Scene) -> Result<()> {
     let house = house(scene, "", "")?;
     // What the kernel remembers while no daemon runs is as certain as if one had.
     house.start(scene, &[])?.stop()?;
     scene.play(LEAKED)?;
-    let daemon = house.start(scene, &[])?;
-    ensure!(is_free(scene)?, "it is ready, and the lock is still there");
-    daemon.stop()?;
-    Ok(())
+    is_swept_before_ready(scene, &house)
 }
 
 fn what_is_only_likely_an_orphan_is_left_alone_unless_its_watch_says_so(
@@ -165,10 +170,7 @@ fn what_is_only_likely_an_orphan_is_left_alone_unless_its_watch_says_so(
     ensure!(!is_free(scene)?, "it was released");
     daemon.stop()?;
     configure(scene, &house, "", "reclaim_likely = true")?;
-    let daemon = house.start(scene, &[])?;
-    ensure!(is_free(scene)?, "it is ready, and the lock is still there");
-    daemon.stop()?;
-    Ok(())
+    is_swept_before_ready(scene, &house)
 }
 
 fn nothing_is_released_that_the_configuration_does_not_allow(scene: &mut Scene) -> Result<()> {
@@ -319,10 +321,7 @@ fn with_the_daemon_its_reclaims_end_and_the_next_one_takes_over(scene: &mut Scen
     same!("result", ended["outcomes"][0]["result"], "not_tried");
     ensure!(!is_free(scene)?, "it was released without a daemon");
     fs::write(house.path("go"), "").context("the end of the pause")?;
-    let daemon = house.start(scene, &[])?;
-    ensure!(is_free(scene)?, "the next daemon is ready, and the lock is still there");
-    daemon.stop()?;
-    Ok(())
+    is_swept_before_ready(scene, &house)
 }
 
 fn who_writes_into_the_tree_meanwhile_waits_and_is_told_that_it_is_done(
