@@ -14,7 +14,15 @@ use anyhow::{Context, Result, bail};
 use super::listing;
 use super::measure::{self, Bounded, Run};
 use crate::command::{capture, shown};
-use crate::{interrupt, progress};
+use crate::{build, interrupt, progress};
+
+/// The lockwatch that is measured: the one that is given, else one that is built now.
+pub(super) fn binary(given: Option<&Path>) -> Result<PathBuf> {
+    match given {
+        Some(given) => given.canonicalize().with_context(|| format!("finding {}", given.display())),
+        None => build::run(),
+    }
+}
 
 /// How many scans a check may take.
 const CHECKS: usize = 3;

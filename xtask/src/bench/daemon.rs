@@ -13,11 +13,12 @@ use clap::Args;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
+use super::contender;
 use super::goals::{Goal, at_most};
 use super::holder::Work;
 use super::holders::{self, Crowd};
 use super::table;
-use crate::{build, command, interrupt, privilege, progress};
+use crate::{command, interrupt, privilege, progress};
 
 /// How `bench daemon` is to be run.
 #[derive(Args)]
@@ -42,12 +43,7 @@ const PROCESSES: usize = 200;
 
 /// Runs the benchmark.
 pub(super) fn run(args: &DaemonArgs) -> Result<ExitCode> {
-    let binary = match &args.binary {
-        Some(binary) => {
-            binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?
-        }
-        None => build::run()?,
-    };
+    let binary = contender::binary(args.binary.as_deref())?;
     if !args.inside {
         return inside("daemon", &binary, args.quick);
     }

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::{build, command, privilege, progress};
+use crate::{command, privilege, progress};
 use contender::Lockwatch;
 use folder::Folder;
 use goals::Measured;
@@ -79,12 +79,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
         Subject::Daemon(args) => return daemon::run(args),
         Subject::Serve(args) => return serve::run(args),
     };
-    let binary = match &args.binary {
-        Some(binary) => {
-            binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?
-        }
-        None => build::run()?,
-    };
+    let binary = contender::binary(args.binary.as_deref())?;
     let json = args.json.as_deref().map(std::path::absolute).transpose();
     let json = json.context("finding the working folder")?;
     // Made by the caller, so that it is the caller's also when root writes it.

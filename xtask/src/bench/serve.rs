@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use super::contender;
 use super::daemon::{self, House, Load};
 use super::goals::{Goal, at_most};
 use super::holder::Work;
 use super::holders::Crowd;
 use super::table::{self, Style, Table};
-use crate::{build, command, interrupt, progress};
+use crate::{command, interrupt, progress};
 
 /// How `bench serve` is to be run.
 #[derive(Args)]
@@ -51,12 +52,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the benchmark.
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let binary = match &args.binary {
-        Some(binary) => {
-            binary.canonicalize().with_context(|| format!("finding {}", binary.display()))?
-        }
-        None => build::run()?,
-    };
+    let binary = contender::binary(args.binary.as_deref())?;
     if !args.inside {
         return daemon::inside("serve", &binary, args.quick);
     }
