@@ -242,6 +242,12 @@ impl Ended {
         // What is closed too late for the dying task's own list of work, a worker closes.
         self.ended_by.id == self.by.id || self.ended_by.comm.starts_with(b"kworker/")
     }
+
+    /// Its taking, of which there may be no record: no attention was paid to the file yet.
+    pub fn taking(&self) -> Acquired {
+        let Self { lock, by, taken_at, generation, .. } = self;
+        Acquired { lock: lock.clone(), by: by.clone(), at: *taken_at, generation: *generation }
+    }
 }
 
 /// A lock that was taken on a file to which attention is paid.

@@ -24,14 +24,23 @@ const FIRST: ProcessId = ProcessId { pid: i32::MIN, start: StartTime(0) };
 /// Attempts that wait for what becomes of the lock. Bounded by the grace and [`MOST`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct ExitRaces {
-    /// The first attempt of each process on each lock, with the death of its owner.
-    pending: BTreeMap<(LockId, ProcessId), (Attempt, Death)>,
+    /// The first attempt of each process on each lock.
+    pending: BTreeMap<(LockId, ProcessId), Pending>,
     /// The kernel may tell of an attempt after the end of the lock that it met. With each end those
     /// whose attempt was told.
     ended: BTreeMap<LockId, (Ended, BTreeSet<ProcessId>)>,
     /// The same by age.
     ends: BTreeSet<(BootTime, LockId)>,
     forgotten: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    attempt: Attempt,
+    /// The death of the lock's owner.
+    death: Death,
+    /// When a reading was told of that shows the lock no more.
+    gone: Option<BootTime>,
 }
 
 impl ExitRaces {
@@ -54,7 +63,9 @@ impl ExitRaces {
             return new.then(|| tell(attempt, death, Some(ended), scene));
         }
         schedule.at(death.at.after(grace));
-        self.pending.entry((key, attempt.by.id)).or_insert_with(|| (attempt.clone(), death));
+        let attempt = attempt.clone();
+        let by = attempt.by.id;
+        self.pending.entry((key, by)).or_insert(Pending { attempt, death, gone: None });
         if self.pending.len() > MOST {
             self.pending.pop_first();
             self.forgotten += 1;
@@ -74,7 +85,7 @@ impl ExitRaces {
             .take_while(|(id, _)| *id == key)
             .collect();
         for at in of_lock {
-            if let Some((attempt, death)) = self.pending.remove(&at)
+            if let Some(Pending { attempt, death, .. }) = self.pending.remove(&at)
                 && is_end_of(ended, &death, &attempt)
             {
                 told.insert(at.1);
@@ -92,15 +103,24 @@ impl ExitRaces {
     }
 
     /// A reading that was begun at `begun` shows which owners are stuck in their exit.
-    pub(super) fn read(&mut self, begun: BootTime, grace: u64, scene: Scene<'_>) -> Vec<News> {
+    pub(super) fn read(
+        &mut self,
+        begun: BootTime,
+        now: BootTime,
+        grace: u64,
+        scene: Scene<'_>,
+    ) -> Vec<News> {
         let view = scene.view;
         let mut news = Vec::new();
-        self.pending.retain(|(id, _), (attempt, death)| {
+        self.pending.retain(|(id, _), Pending { attempt, death, gone }| {
             if begun < death.at.after(grace) {
                 return true;
             }
-            // One that is gone without a record may have been an heir's.
-            let Some(lock) = view.find(*id) else { return false };
+            let Some(lock) = view.find(*id) else {
+                // One that is gone without a record may have been an heir's; but the record of what
+                // a reading does not show any more may come after it.
+                return now <= gone.get_or_insert(now).after(2 * reorder::WINDOW);
+            };
             if lock.verdict.reason == Some(Reason::Exiting) {
                 news.push(tell(attempt, *death, None, scene));
             }

@@ -21,8 +21,8 @@ pub(super) struct Handoffs {
     open: BTreeMap<FileId, BTreeMap<LockId, Ended>>,
     /// The same by the moment of the crash.
     crashes: BTreeSet<(BootTime, FileId, LockId)>,
-    /// Acquisitions of the last moments: the kernel says that a lock was given back only after
-    /// another may have got it.
+    /// Acquisitions of the window: the kernel says that a lock was given back only after another may
+    /// have got it, and whoever gave it back may have been preempted in between.
     early: BTreeMap<FileId, BTreeSet<(BootTime, Acquired)>>,
     /// The same by age.
     takings: BTreeSet<(BootTime, FileId)>,
@@ -92,7 +92,6 @@ impl Handoffs {
         while self.crashes.first().is_some_and(|(at, ..)| at.after(until) <= now) {
             self.forget_a_crash();
         }
-        let until = 2 * reorder::WINDOW;
         while self.takings.first().is_some_and(|(at, _)| at.after(until) <= now) {
             self.forget_a_taking();
         }
@@ -167,7 +166,8 @@ fn tell(ended: &Ended, taker: &Acquired, scene: Scene<'_>) -> News {
         scene.recorded(&ended.lock, by, Some(ended.death)),
         Kind::CrashHandoff {
             death: ended.death,
-            released_at: ended.at,
+            // The kernel says it late, and nobody gets what another has.
+            released_at: ended.at.min(taker.at),
             to: Party::from(&taker.by),
             acquired_at: taker.at,
             written: ended.written,

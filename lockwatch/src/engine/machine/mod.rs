@@ -306,6 +306,7 @@ impl Engine {
         let outlived_owner = self.orphans.outlived_owner(ended.lock.id);
         self.reconsider |= self.orphans.contains(ended.lock.id);
         news.extend(self.orphans.end(&ended));
+        races.extend(self.handoffs.acquire(&ended.taking(), now, scene));
         if !outlived_owner {
             races.extend(self.exit_races.end(&ended, scene));
             races.extend(self.handoffs.end(ended, scene));
@@ -390,7 +391,7 @@ impl Engine {
             news.push(News::general(Kind::Lost { records }));
         }
         news.extend(self.orphans.announce(scene));
-        news.extend(self.exit_races.read(begun, grace, scene));
+        news.extend(self.exit_races.read(begun, now, grace, scene));
         news.extend(self.recycled.read(begun, scene));
         news.extend(self.replaced.read(scene));
         news.extend(self.deadlocks.read(begun, grace, &mut self.schedule, scene));

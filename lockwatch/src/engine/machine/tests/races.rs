@@ -171,6 +171,59 @@ fn an_exit_race_is_told_once_for_each_process_that_tried() {
 }
 
 #[test]
+fn an_exit_race_whose_lock_ends_just_before_the_reading_that_looks_for_it_is_told() {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage.until(11_000);
+    let death = stage.dies(8123, End::Signal(9));
+    let attempt = stage.attempt(8200, 1, Outcome::Refused, Some(death));
+    stage.input(Input::Attempt(attempt));
+    stage.until(11_498);
+    let ended = stage.ended(1, death, None);
+    stage.input(Input::Ended(ended));
+    stage.until(12_000);
+    assert_eq!(stage.kinds(), ["started", "exit_race"]);
+}
+
+#[test]
+fn whoever_takes_a_lock_after_a_crash_and_is_first_heard_of_at_its_own_end_had_it_next() {
+    for (status, later) in [(End::Exit(0), 2), (End::Exit(0), 800), (End::Signal(9), 2)] {
+        let mut stage = Stage::new();
+        stage.world.file(131, stories::PATH);
+        for (pid, comm) in [(8123, "locksmith"), (8200, "successor")] {
+            stage.world.born(pid, comm, ms(5_000));
+            stage.world.open(pid, 131, pid as u64);
+        }
+        stage.world.lock(8123, 131, 8123, Access::Write, ms(6_000));
+        stage.until(12_000);
+        let first = stage.dies(8123, End::Signal(9));
+        let given_back = stage.ended(8123, first, None);
+        // The kernel gave the lock back, and whoever did so is interrupted before it can be seen.
+        stage.until(12_001);
+        stage.acquired(8200, 131, 8200);
+        stage.until(12_002);
+        let second = stage.dies(8200, status);
+        let ended = stage.ended(8200, second, None);
+        stage.input(Input::Ended(ended));
+        stage.until(12_002 + later);
+        stage.input(Input::Ended(Ended { at: stage.now, ..given_back }));
+        stage.until(14_000);
+        assert_eq!(stage.kinds(), ["started", "crash_handoff"], "{later} ms");
+        let Kind::CrashHandoff { released_at, to, acquired_at, .. } =
+            stage.last_kind("crash_handoff")
+        else {
+            unreachable!()
+        };
+        assert_eq!((to.pid, *acquired_at), (8200, ms(12_001)));
+        assert!(*released_at <= ms(12_001), "nobody has a lock that another has");
+    }
+}
+
+#[test]
 fn an_attempt_on_a_lock_whose_owner_is_stuck_in_its_exit_is_an_exit_race() {
     let mut stage = Stage::new();
     stage.world.file(131, stories::PATH);
