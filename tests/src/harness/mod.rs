@@ -15,6 +15,7 @@ pub mod control_group;
 pub mod daemon;
 pub mod descent;
 pub mod invocation;
+pub mod memory;
 mod options;
 pub mod patience;
 pub mod place;

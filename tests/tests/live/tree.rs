@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lockwatch_tests::harness::daemon::{Daemon, House};
@@ -380,8 +380,16 @@ fn what_is_gone_says_so_to_who_has_it_open(scene: &mut Scene) -> Result<()> {
     file.read_to_string(&mut text)?;
     same!("state", text, "orphaned\n");
     let opened = File::open(garden.path(&folder))?;
-    scene.play("heir: exit 0")?;
+    let flags = std::thread::scope(|scope| -> Result<_> {
+        let file = &file;
+        let waits = scope.spawn(move || woken(file));
+        std::thread::sleep(Duration::from_millis(100));
+        scene.play("heir: exit 0")?;
+        waits.join().map_err(|_| anyhow::anyhow!("who waited panicked"))?
+    })?;
     garden.until_gone(scene, "lock")?;
+    let gone = PollFlags::IN | PollFlags::PRI | PollFlags::ERR | PollFlags::HUP;
+    same!("who waited", flags, gone);
     let error = file.read_at(&mut [0; 3], 0).expect_err("it was taken");
     same!("reading", error.raw_os_error(), Some(libc::ENODEV));
     let inside = rustix::fs::openat(
@@ -519,10 +527,19 @@ pub(crate) fn ready(file: &File, wait: Duration) -> Result<PollFlags> {
     Ok(polled[0].revents())
 }
 
+/// What a file is ready for when it wakes who waits for it. At the end of its time poll(2) asks once
+/// more by itself: who was not woken until then was not woken at all.
+pub(crate) fn woken(file: &File) -> Result<PollFlags> {
+    let wait = patience::stretched(patience::USUAL * 2);
+    let begun = Instant::now();
+    let flags = ready(file, wait)?;
+    ensure!(begun.elapsed() < wait, "nobody woke it within {wait:?}; then it was {flags:?}");
+    Ok(flags)
+}
+
 fn poll_wakes_when_a_value_changes(scene: &mut Scene) -> Result<()> {
     let garden = Garden::watching(scene, "")?;
     let at_once = Duration::ZERO;
-    let soon = patience::stretched(patience::USUAL);
     // What `status` says others may change, too.
     let names = ["locks/guarded/state", "locks/guarded/locked", "status"];
     let mut files = Vec::new();
@@ -535,8 +552,7 @@ fn poll_wakes_when_a_value_changes(scene: &mut Scene) -> Result<()> {
         files.push(file);
     }
     let waits: Vec<_> = std::thread::scope(|scope| -> Result<Vec<_>> {
-        let waits: Vec<_> =
-            files.iter().map(|file| scope.spawn(move || ready(file, soon))).collect();
+        let waits: Vec<_> = files.iter().map(|file| scope.spawn(move || woken(file))).collect();
         std::thread::sleep(Duration::from_millis(100));
         scene.play(LEAKED_CONF)?;
         waits.into_iter().map(|wait| wait.join().map_err(|_| anyhow::anyhow!("panic"))).collect()

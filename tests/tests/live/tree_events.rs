@@ -17,7 +17,7 @@ use rustix::fs::FlockOperation;
 use serde_json::Value;
 
 use crate::stories::LEAKED;
-use crate::tree::{Garden, NEEDS, QUICK, ready};
+use crate::tree::{Garden, NEEDS, QUICK, ready, woken};
 
 pub(crate) const TESTS: &[Test] = &[
     once!(every_reader_of_events_gets_all_since_it_opened).needs(NEEDS),
@@ -137,8 +137,13 @@ fn a_reader_that_does_not_want_to_wait_need_not(scene: &mut Scene) -> Result<()>
         }
     };
     same!("nothing more", error.kind(), ErrorKind::WouldBlock);
-    scene.play(LEAKED)?;
-    let flags = ready(&events, patience::stretched(patience::USUAL))?;
+    let flags = std::thread::scope(|scope| -> Result<_> {
+        let events = &events;
+        let waits = scope.spawn(move || woken(events));
+        std::thread::sleep(Duration::from_millis(100));
+        scene.play(LEAKED)?;
+        waits.join().map_err(|_| anyhow::anyhow!("who waited panicked"))?
+    })?;
     ensure!(flags.contains(PollFlags::IN), "woke with {flags:?}");
     ensure!(events.read(&mut chunk)? > 0, "ready, and nothing there");
     garden.daemon.stop()?;

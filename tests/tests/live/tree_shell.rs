@@ -1,8 +1,10 @@
 //! What shells and their tools make of the tree.
 
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::{Run, Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::process::Signal;
@@ -23,6 +25,7 @@ const AND_TOOLS: &[&str] = &[
     "program:cat",
     "program:cp",
     "program:dd",
+    "program:diff",
     "program:find",
     "program:grep",
     "program:head",
@@ -33,9 +36,28 @@ const AND_TOOLS: &[&str] = &[
     "program:wc",
 ];
 
+const AND_PAGER: &[&str] = &[
+    "root",
+    "iter/task_file",
+    "tp_btf",
+    "mounts",
+    "fuse",
+    "program:sh",
+    "program:less",
+    "program:script",
+];
+
+const AND_TAIL: &[&str] =
+    &["root", "iter/task_file", "tp_btf", "mounts", "fuse", "program:sh", "program:tail"];
+
+/// What `cat` makes of the state and the reason of an orphan.
+const ORPHAN: &str = "orphaned\ninherited\n";
+
 pub(crate) const TESTS: &[Test] = &[
     once!(a_shell_reads_and_writes_it_like_sysfs).needs(AND_SHELL),
     once!(usual_tools_take_its_files_for_files).needs(AND_TOOLS),
+    once!(a_pager_shows_a_value_and_what_became_of_it).needs(AND_PAGER),
+    once!(tail_follows_events_from_their_beginning_on).needs(AND_TAIL),
     once!(a_follower_is_ended_by_any_signal).needs(AND_SHELL),
     once!(a_walk_shows_every_value_of_a_thousand_locks).needs(AND_SHELL).within(MINUTE),
 ];
@@ -86,9 +108,16 @@ fn a_shell_reads_and_writes_it_like_sysfs(scene: &mut Scene) -> Result<()> {
 
 fn usual_tools_take_its_files_for_files(scene: &mut Scene) -> Result<()> {
     let garden = Garden::watching(scene, "")?;
+    let (before, after) = (scene.path_text("before")?, scene.path_text("after")?);
+    // Files are dated by a clock that goes in steps.
+    let step = Duration::from_millis(50);
+    std::thread::sleep(step);
+    fs::write(&before, "")?;
     scene.play(LEAKED_CONF)?;
     garden.until("locks/guarded/state", "orphaned")?;
-    let copy = scene.path_text("copy")?;
+    std::thread::sleep(step);
+    fs::write(&after, "")?;
+    let (copy, folder) = (scene.path_text("copy")?, scene.path_text("folder")?);
     for (line, expected) in [
         ("cat locks/guarded/state", "orphaned\n"),
         ("dd if=locks/guarded/state bs=1 2>/dev/null", "orphaned\n"),
@@ -96,13 +125,19 @@ fn usual_tools_take_its_files_for_files(scene: &mut Scene) -> Result<()> {
         ("tail -c 4 locks/guarded/state", "ned\n"),
         ("tail -n 1 locks/guarded/reason", "inherited\n"),
         ("wc -c < locks/guarded/state", "9\n"),
-        ("stat -c %s locks/guarded/state", "9\n"),
+        ("stat -c '%U %s %h %F' locks/guarded/state", "root 9 1 regular file\n"),
         (&format!("cp locks/guarded/state {copy} && cat {copy}"), "orphaned\n"),
+        (&format!("cp -r locks/guarded {folder} && cat {folder}/state {folder}/reason"), ORPHAN),
+        (&format!("ls {folder} | wc -l"), "14\n"),
+        (&format!("diff -r locks/guarded {folder} && echo same"), "same\n"),
         ("grep -rl orphaned locks/guarded", "locks/guarded/state\n"),
         ("grep -r . locks/guarded | wc -l", "12\n"),
         ("find locks/guarded -name conf_locked", "locks/guarded/conf_locked\n"),
         ("find locks/guarded -type f | wc -l", "14\n"),
         ("find locks/guarded -empty | wc -l", "2\n"),
+        (&format!("find locks/guarded -newer {before} -name state"), "locks/guarded/state\n"),
+        (&format!("find locks/guarded -newer {before} -name path"), ""),
+        (&format!("find locks/guarded -newer {after} -name state"), ""),
         ("timeout 0.3 tail -f -n +1 locks/guarded/state", "orphaned\n"),
         ("ls locks/guarded | wc -l", "14\n"),
     ] {
@@ -110,6 +145,80 @@ fn usual_tools_take_its_files_for_files(scene: &mut Scene) -> Result<()> {
         same!(line, run.text()?, expected);
         ensure!(run.complaints()?.is_empty(), "{line}: complained {:?}", run.complaints());
     }
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// `less` on a terminal of its own: shows a file, reads it again when told to, and ends with `q`.
+fn a_pager_shows_a_value_and_what_became_of_it(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::watching(scene, "")?;
+    let pages = scene.path_text("pages")?;
+    // What is typed comes from a pipe that the test writes to at its own pace.
+    let keys = scene.path("keys");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &keys,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )?;
+    let state = garden.path("locks/guarded/state");
+    let less = format!("less --no-init {}", state.display());
+    let line = format!("script --quiet --flush --command '{less}' {pages} < {}", keys.display());
+    let pager =
+        scene.program("sh", &["-c", &line])?.env("TERM", "xterm").env("LESS", "").start()?;
+    let mut keys = OpenOptions::new().write(true).open(&keys).context("typing")?;
+    let shown = |what: &str| {
+        patience::until(&format!("the pager shows {what:?}"), || {
+            let text = fs::read(&pages).unwrap_or_default();
+            Ok(String::from_utf8_lossy(&text).contains(what).then_some(()))
+        })
+    };
+    shown("free")?;
+    scene.play(HELD_CONF)?;
+    garden.until("locks/guarded/state", "held")?;
+    // Reads the file anew.
+    keys.write_all(b"R")?;
+    shown("held")?;
+    keys.write_all(b"q")?;
+    drop(keys);
+    pager.finish()?.exits(0)?;
+    garden.daemon.stop()?;
+    Ok(())
+}
+
+/// `events` has no end, so `tail -f` must be told to begin at the beginning, which is when it opened.
+/// On a terminal, because it is the end at which it writes the rest of what it has to a pipe.
+fn tail_follows_events_from_their_beginning_on(scene: &mut Scene) -> Result<()> {
+    let garden = Garden::begin(scene, QUICK)?;
+    let events = garden.path("events").display().to_string();
+    let tail = scene.program("tail", &["-f", "-n", "+1", &events])?.on_terminal().start()?;
+    patience::until("tail has opened it", || {
+        let open = fs::read_dir(format!("/proc/{}/fd", tail.pid())).context("its descriptors")?;
+        let is_it = |entry: &fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|path| path == garden.path("events"))
+        };
+        Ok(open.flatten().any(|entry| is_it(&entry)).then_some(()))
+    })?;
+    let path = scene.path_text("lock")?;
+    scene.play(LEAKED)?;
+    garden.orphan(scene, "lock")?;
+    scene.play("heir: exit 0")?;
+    garden.until_gone(scene, "lock")?;
+    let told = |kind: &str, text: &str| {
+        text.lines().any(|line| line.contains(&format!("\"{kind}\"")) && line.contains(&path))
+    };
+    let mut before = 0;
+    patience::until("tail has written all there is", || {
+        let so_far = tail.written_so_far();
+        let is_all = so_far > 0 && so_far == std::mem::replace(&mut before, so_far);
+        std::thread::sleep(patience::stretched(Duration::from_millis(100)));
+        Ok(is_all.then_some(()))
+    })?;
+    tail.signal(Signal::TERM)?;
+    let run = tail.finish()?;
+    let text = run.text()?;
+    ensure!(told("orphaned", text) && told("recovered", text), "tail wrote {text:?}");
     garden.daemon.stop()?;
     Ok(())
 }

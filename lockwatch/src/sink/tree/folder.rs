@@ -66,6 +66,8 @@ pub struct Folder {
     pub hold: Hold,
     /// The content of each file, in the order of [`Value::ALL`].
     pub contents: Vec<Arc<[u8]>>,
+    /// When each of them changed last, nanoseconds since 1970.
+    times: Vec<u64>,
     /// How many times anything in it changed.
     pub generation: u64,
     /// When it changed last, nanoseconds since 1970.
@@ -159,6 +161,12 @@ impl Subject<'_> {
         };
         let contents: Vec<Arc<[u8]>> =
             Value::ALL.into_iter().map(|value| text(value).into()).collect();
+        let now = facts.clock.unix;
+        let times = contents.iter().enumerate().map(|(place, content)| match before {
+            Some(before) if before.contents[place] == *content => before.times[place],
+            _ => now,
+        });
+        let times = times.collect();
         let alias = self.path.and_then(super::names::extension).map(|ext| format!("{ext}_locked"));
         let listed = public || matches!(self.target, Target::Watch(_));
         let folder = Folder {
@@ -170,13 +178,14 @@ impl Subject<'_> {
             target: self.target,
             hold,
             contents,
+            times,
             generation,
-            changed: before.map_or(facts.clock.unix, |before| before.changed),
+            changed: before.map_or(now, |before| before.changed),
             memory,
         };
         match before {
             Some(before) if **before == folder => before.clone(),
-            Some(_) => Arc::new(folder.changed(facts.clock.unix)),
+            Some(_) => Arc::new(folder.changed(now)),
             None => Arc::new(folder),
         }
     }
@@ -186,6 +195,7 @@ impl Folder {
     fn changed(mut self, now: u64) -> Self {
         self.generation += 1;
         self.changed = now;
+        self.times[Value::Generation.place()] = now;
         self.contents[Value::Generation.place()] =
             format!("{}\n", self.generation).into_bytes().into();
         self
@@ -194,6 +204,11 @@ impl Folder {
     /// The content of a file.
     pub fn content(&self, value: Value) -> &Arc<[u8]> {
         &self.contents[value.place()]
+    }
+
+    /// When that changed last, nanoseconds since 1970.
+    pub fn time(&self, value: Value) -> u64 {
+        self.times[value.place()]
     }
 
     /// The name of a file in this folder; `None` where it is not there.

@@ -213,29 +213,43 @@ pub struct Tree {
     by_name: BTreeMap<String, u64>,
     slots: BTreeMap<Target, u64>,
     next_slot: u64,
-    status: Arc<[u8]>,
-    gc_interval: Arc<[u8]>,
-    reclaim: Arc<[u8]>,
+    status: Dated,
+    gc_interval: Dated,
+    reclaim: Dated,
     reclaim_enabled: bool,
-    /// When anything at the top changed, and when the list of folders did.
-    changed: u64,
+    /// When the list of folders changed, nanoseconds since 1970.
     listed: u64,
+}
+
+/// The content of a file, and when it changed last, nanoseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Dated {
+    content: Arc<[u8]>,
+    changed: u64,
+}
+
+impl Dated {
+    /// The same file with what is in it at `now`.
+    fn next(&self, content: String, now: u64) -> Self {
+        let content: Arc<[u8]> = content.into_bytes().into();
+        let changed = if content == self.content { self.changed } else { now };
+        Self { content, changed }
+    }
 }
 
 impl Default for Tree {
     /// Before anything was read.
     fn default() -> Self {
-        let unknown: Arc<[u8]> = b"UNKNOWN\n".as_slice().into();
+        let undated = |content: &str| Dated::default().next(content.to_owned(), 0);
         Self {
             folders: BTreeMap::new(),
             by_name: BTreeMap::new(),
             slots: BTreeMap::new(),
             next_slot: 1,
-            status: unknown,
-            gc_interval: b"unknown\n".as_slice().into(),
-            reclaim: b"0\n".as_slice().into(),
+            status: undated("UNKNOWN\n"),
+            gc_interval: undated("unknown\n"),
+            reclaim: undated("0\n"),
             reclaim_enabled: false,
-            changed: 0,
             listed: 0,
         }
     }
@@ -247,16 +261,17 @@ impl Tree {
     #[must_use]
     pub fn next(&self, facts: &Facts<'_>) -> Self {
         let subjects = self.subjects(facts);
+        let now = facts.clock.unix;
+        let (interval, reclaim) = (facts.gc_interval_ms, u8::from(facts.reclaim_enabled));
         let mut next = Self {
             folders: BTreeMap::new(),
             by_name: BTreeMap::new(),
             slots: BTreeMap::new(),
             next_slot: self.next_slot,
-            status: status(facts.view).into_bytes().into(),
-            gc_interval: format!("{}\n", facts.gc_interval_ms).into_bytes().into(),
-            reclaim: format!("{}\n", u8::from(facts.reclaim_enabled)).into_bytes().into(),
+            status: self.status.next(status(facts.view), now),
+            gc_interval: self.gc_interval.next(format!("{interval}\n"), now),
+            reclaim: self.reclaim.next(format!("{reclaim}\n"), now),
             reclaim_enabled: facts.reclaim_enabled,
-            changed: self.changed,
             listed: self.listed,
         };
         for mut subject in subjects {
@@ -271,11 +286,7 @@ impl Tree {
             next.folders.insert(folder.slot, folder);
         }
         if next.by_name != self.by_name {
-            next.listed = facts.clock.unix;
-        }
-        let top = |tree: &Self| [&tree.status, &tree.gc_interval, &tree.reclaim].map(Arc::clone);
-        if top(&next) != top(self) {
-            next.changed = facts.clock.unix;
+            next.listed = now;
         }
         next
     }
@@ -339,7 +350,7 @@ impl Tree {
             changed,
         };
         Some(match place {
-            ROOT => folder(ROOT, 1, self.changed.max(self.listed)),
+            ROOT => folder(ROOT, 1, self.listed),
             LOCKS => {
                 let folders = u32::try_from(self.folders.len()).unwrap_or(u32::MAX);
                 folder(LOCKS, folders, self.listed)
@@ -347,30 +358,35 @@ impl Tree {
             _ => {
                 let place = usize::try_from(place.checked_sub(FIRST_FILE)?).ok()?;
                 let file = *File::TOP.get(place)?;
-                let content = match file {
+                let Dated { content, changed } = match file {
                     File::Status => self.status.clone(),
                     File::GcInterval => self.gc_interval.clone(),
                     File::ReclaimEnabled => self.reclaim.clone(),
-                    File::Events | File::Gc | File::Value(_) => Arc::default(),
+                    File::Events | File::Gc | File::Value(_) => {
+                        Dated { changed: self.listed, ..Dated::default() }
+                    }
                 };
                 let (kind, mode) = (NodeKind::File(file, content), file.mode(true));
-                Node { ino, kind, mode, changed: self.changed }
+                Node { ino, kind, mode, changed }
             }
         })
     }
 
     fn node_of_folder(&self, folder: &Folder, place: u64) -> Option<Node> {
-        let (kind, mode) = match usize::try_from(place).ok()?.checked_sub(1) {
-            None => (NodeKind::Folder(0), if folder.public { 0o755 } else { 0o700 }),
+        let (kind, mode, changed) = match usize::try_from(place).ok()?.checked_sub(1) {
+            None => {
+                let mode = if folder.public { 0o755 } else { 0o700 };
+                (NodeKind::Folder(0), mode, folder.changed)
+            }
             Some(place) => {
                 let value = *Value::ALL.get(place)?;
                 folder.file_name(value)?;
                 let file = File::Value(value);
                 let content = folder.content(value).clone();
-                (NodeKind::File(file, content), file.mode(folder.public))
+                (NodeKind::File(file, content), file.mode(folder.public), folder.time(value))
             }
         };
-        Some(Node { ino: folder.slot * PLACES + place, kind, mode, changed: folder.changed })
+        Some(Node { ino: folder.slot * PLACES + place, kind, mode, changed })
     }
 
     /// What a folder has under a name. Only root sees what is in no folder that everybody may read.

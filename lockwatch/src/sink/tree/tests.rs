@@ -297,6 +297,14 @@ fn a_generation_is_counted_when_something_changes_and_not_otherwise() {
     let held = Stage::default().at(3).held(1, WATCHED, 100).tree(&still);
     assert_eq!(generation(&held), "2\n");
     assert_eq!(node(&held, AIM).unwrap().changed, 1_000_000_003);
+    // A file's own time is that of its own value.
+    let at = |tree: &Tree, name: &str| node(tree, &format!("{AIM}/{name}")).unwrap().changed;
+    for (name, changed) in
+        [("state", 3), ("since", 3), ("generation", 3), ("reason", 1), ("path", 1)]
+    {
+        assert_eq!(at(&held, name), 1_000_000_000 + changed, "{name}");
+    }
+    assert_eq!(node(&held, "status").unwrap().changed, 1_000_000_001);
     let drifted = Stage::default().at(4).held(1, WATCHED, 100).tree(&held);
     assert_eq!(generation(&drifted), "2\n");
     assert_eq!(node(&drifted, AIM).unwrap().changed, 1_000_000_003);

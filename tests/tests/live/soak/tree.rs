@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lockwatch_tests::harness::memory::Look;
 use lockwatch_tests::harness::{Run, Scene, Test, note, patience};
 use lockwatch_tests::once;
 use serde_json::Value;
@@ -31,7 +31,7 @@ const BATCH: u32 = 100;
 /// Ordinary sequences of locks at a time.
 const SEQUENCES: u32 = 500;
 /// How often the daemon is looked at when nothing happens.
-pub(super) const PARTS: u32 = 4;
+const PARTS: u32 = 4;
 /// What its memory may differ by between two moments of rest, kB: what the allocator keeps.
 const GROWTH: u64 = 4 * 1024;
 /// Descriptors that it has for a while, to see who writes to what was released.
@@ -59,7 +59,7 @@ fn sixty_four_see_nothing_but_the_contract_and_nothing_stale(scene: &mut Scene) 
             fs::write(tree.join("gc"), "1\n").context("gc")?;
             std::thread::sleep(patience::stretched(Duration::from_millis(300)));
         }
-        rests.push(Rest::of(garden.daemon.pid())?);
+        rests.push(Look::at(garden.daemon.pid())?);
     }
     let counts = &hammer.counts;
     let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
@@ -190,9 +190,9 @@ fn show(scene: &Scene, garden: &Garden, inodes: &BTreeSet<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Fails where a daemon had more memory or descriptors at the end than half-way. What the load makes
+/// Fails where the daemon had more memory or descriptors at the end than half-way. What the load makes
 /// the allocator keep at first is no growth.
-pub(super) fn ensure_it_is_flat(rests: &[Rest]) -> Result<()> {
+fn ensure_it_is_flat(rests: &[Look]) -> Result<()> {
     let (half, end) = (&rests[rests.len() / 2 - 1], rests.last().context("never at rest")?);
     ensure!(end.resident <= half.resident + GROWTH, "it grew: {half:?}, then {end:?}");
     ensure!(
@@ -200,28 +200,4 @@ pub(super) fn ensure_it_is_flat(rests: &[Rest]) -> Result<()> {
         "it keeps descriptors: {half:?}, then {end:?}"
     );
     Ok(())
-}
-
-/// The daemon when nothing happens any more.
-pub(super) struct Rest {
-    /// Resident memory, kB.
-    resident: u64,
-    descriptors: usize,
-}
-
-impl Rest {
-    pub(super) fn of(daemon: i32) -> Result<Self> {
-        let process = PathBuf::from(format!("/proc/{daemon}"));
-        let status = fs::read_to_string(process.join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        let resident = line.trim().trim_end_matches(" kB").parse()?;
-        let descriptors = fs::read_dir(process.join("fd"))?.count();
-        Ok(Self { resident, descriptors })
-    }
-}
-
-impl std::fmt::Debug for Rest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} kB, {} descriptors", self.resident, self.descriptors)
-    }
 }
