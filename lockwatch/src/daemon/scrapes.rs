@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::urgency;
 use crate::config::{Config, Listen};
 use crate::engine::event::Event;
 use crate::engine::input::{Moment, Watched};
@@ -52,8 +53,13 @@ impl Scrapes {
             Listen::Tcp(address) => Some(Door::tcp(*address).context("daemon")?),
             Listen::Unix(path) => Some(Door::unix(path).context("daemon")?),
         };
+        let urgent = || {
+            // That it may not the loop has said.
+            let _ = urgency::prefer_this_thread_to_answer();
+        };
         let server = door.map(|door| {
-            Server::start(door, Arc::clone(&board)).context("daemon: starting the listener")
+            let started = Server::start(door, Arc::clone(&board), urgent);
+            started.context("daemon: starting the listener")
         });
         Ok(Self { board, tally: Tally::default(), counted: true, _server: server.transpose()? })
     }

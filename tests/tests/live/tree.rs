@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use lockwatch_tests::harness::daemon::{Daemon, House};
 use lockwatch_tests::harness::{Scene, Test, note, patience};
 use lockwatch_tests::{once, same};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FlockOperation;
 
 use crate::stories::{LEAKED, SHELL_IDIOM};
 
@@ -484,15 +486,39 @@ fn the_interval_and_the_switch_are_read_as_they_were_written(scene: &mut Scene) 
 }
 
 fn gc_answers_when_the_tree_shows_what_is(scene: &mut Scene) -> Result<()> {
-    let garden = Garden::watching(scene, "")?;
+    // So many that a tree is not made in the time that it takes to read a file of the last one.
+    let others: String = (0..1000)
+        .map(|number| format!("[[watch]]\nname = \"w{number}\"\npath = \"/srv/none/{number}\"\n"))
+        .collect();
+    let garden = Garden::watching(scene, &others)?;
     // Nothing happens by itself any more, but what happens is still heard of.
     same!("interval", garden.write("gc_interval_ms", "3600000\n")?, None);
-    scene.play(HELD_CONF)?;
-    same!("gc", garden.write("gc", "1\n")?, None);
-    same!("locked", garden.value("locks/guarded/locked")?, "1\n");
-    scene.play("owner: exit 0")?;
-    same!("gc", garden.write("gc", "1\n")?, None);
-    same!("locked", garden.value("locks/guarded/locked")?, "0\n");
+    let file = File::open(scene.path("lock.conf")).context("the watched file")?;
+    let lock = |operation| rustix::fs::flock(&file, operation).context("flock");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        // Others ask, too.
+        let busy = scope.spawn(|| -> Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                same!("gc beside it", garden.write("gc", "1\n")?, None);
+            }
+            Ok(())
+        });
+        let change = || -> Result<()> {
+            for _ in 0..patience::rounds(20) {
+                lock(FlockOperation::NonBlockingLockExclusive)?;
+                same!("gc", garden.write("gc", "1\n")?, None);
+                same!("locked", garden.value("locks/guarded/locked")?, "1\n");
+                lock(FlockOperation::Unlock)?;
+                same!("gc", garden.write("gc", "1\n")?, None);
+                same!("unlocked", garden.value("locks/guarded/locked")?, "0\n");
+            }
+            Ok(())
+        };
+        let changed = change();
+        stop.store(true, Ordering::Relaxed);
+        changed.and(busy.join().map_err(|_| anyhow::anyhow!("who was busy panicked"))?)
+    })?;
     garden.daemon.stop()?;
     Ok(())
 }

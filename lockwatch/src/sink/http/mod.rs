@@ -10,7 +10,7 @@
 //! # fn f(counts: Counts) -> Result<(), Box<dyn std::error::Error>> {
 //! // Before saying ready, so that a taken address is an error of the start:
 //! let board = Arc::new(Board::new("0.1.0", "6.18.0".into(), 0, Duration::from_secs(10), None));
-//! let server = Server::start(Door::tcp(([127, 0, 0, 1], 9965).into())?, Arc::clone(&board))?;
+//! let server = Server::start(Door::tcp(([127, 0, 0, 1], 9965).into())?, Arc::clone(&board), || {})?;
 //! // In the loop, after each step, and at least once in half of those ten seconds:
 //! board.beat(1_795_600_000_000_000_000);
 //! board.show(counts); // where the view is another one: Counts::of(&view, &watched, clock)
@@ -65,11 +65,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it, on a thread of its own.
+    /// Starts it, on a thread of its own, which does `first` before anything else.
     ///
     /// # Errors
     /// Where the thread or its runtime cannot be had.
-    pub fn start(door: Door, board: Arc<Board>) -> io::Result<Self> {
+    pub fn start(
+        door: Door,
+        board: Arc<Board>,
+        first: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let door = {
@@ -78,6 +82,7 @@ impl Server {
         };
         let thread =
             std::thread::Builder::new().name("lockwatch-http".into()).spawn(move || {
+                first();
                 runtime.block_on(async {
                     tokio::select! {
                         () = accept(door, board) => {}

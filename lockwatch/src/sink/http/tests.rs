@@ -15,7 +15,7 @@ fn served() -> (Arc<Board>, SocketAddr, Server) {
     let board = board();
     let door = Door::tcp(([127, 0, 0, 1], 0).into()).unwrap();
     let address = door.address().unwrap();
-    (Arc::clone(&board), address, Server::start(door, board).unwrap())
+    (Arc::clone(&board), address, Server::start(door, board, || {}).unwrap())
 }
 
 fn asked(address: SocketAddr, request: &str) -> String {
@@ -92,7 +92,7 @@ fn who_hangs_takes_no_place_from_who_asks_and_is_put_out() {
 fn a_unix_socket_is_made_and_taken_away() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.sock");
-    let server = Server::start(Door::unix(&path).unwrap(), board()).unwrap();
+    let server = Server::start(Door::unix(&path).unwrap(), board(), || {}).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
