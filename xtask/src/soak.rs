@@ -11,6 +11,9 @@ use clap::Subcommand;
 
 use crate::{build, command, privilege, test, workspace};
 
+/// How often the tests are told to do it.
+pub(crate) const ROUNDS: &str = "LOCKWATCH_SOAK_ROUNDS";
+
 /// What is done again and again.
 #[derive(Subcommand)]
 pub(crate) enum Subject {
@@ -91,7 +94,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let variables = [
         ("LOCKWATCH_SOAK_REPORT", report.as_os_str()),
         ("LOCKWATCH_BIN", binary.as_os_str()),
-        ("LOCKWATCH_SOAK_ROUNDS", OsStr::new(&rounds)),
+        (ROUNDS, OsStr::new(&rounds)),
         ("LOCKWATCH_SOAK_FIRST", OsStr::new(&first)),
         // Read by the subject `traces` alone.
         ("LOCKWATCH_GOLDEN_TRACES", golden.as_os_str()),
