@@ -1,7 +1,8 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
 use lockwatch_common::history::{
-    Entry, F_UNLCK, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW, Wait, refusal_of,
+    Entry, F_UNLCK, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW,
+    Wait, refusal_of,
 };
 
 use crate::attempt::Attempt;

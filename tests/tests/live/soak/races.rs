@@ -9,7 +9,9 @@ use lockwatch_tests::harness::{Scene, Test, note, patience};
 use lockwatch_tests::once;
 use serde_json::Value;
 
-use super::{LONG, NEEDS, Own, Provoked, begin_recorded, crowd, ensure_nothing_was_lost, rounds, tell};
+use super::{
+    LONG, NEEDS, Own, Provoked, begin_recorded, crowd, ensure_nothing_was_lost, rounds, tell,
+};
 
 const AND_A_CHOSEN_PID: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
 

@@ -12,8 +12,7 @@ use super::mixed::compare;
 use super::ordinary::falsehoods;
 use super::{LONG, Own, begin, rounds, state, tell};
 
-const NEEDS: &[&str] =
-    &["root", "iter/task_file", "tp_btf", "mounts", "program:stress-ng"];
+const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "program:stress-ng"];
 
 pub(crate) const TESTS: &[Test] =
     &[once!(the_tables_are_the_kernels_own_list_beside_the_usual_stressors)
@@ -29,9 +28,7 @@ const STRESSORS: [&str; 5] = ["flock", "lockf", "lockofd", "lease", "locka"];
 /// From one pause to the next.
 const AT_WORK: Duration = Duration::from_millis(150);
 
-fn the_tables_are_the_kernels_own_list_beside_the_usual_stressors(
-    scene: &mut Scene,
-) -> Result<()> {
+fn the_tables_are_the_kernels_own_list_beside_the_usual_stressors(scene: &mut Scene) -> Result<()> {
     let (house, mut daemon) = begin(scene, "gc_interval = \"200ms\"")?;
     let own = Own::of(scene)?;
     let seconds = rounds(USUAL)?.to_string();
