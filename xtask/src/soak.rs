@@ -44,6 +44,12 @@ pub(crate) enum Subject {
         #[arg(long, default_value_t = 1_000_000)]
         rounds: u32,
     },
+    /// What stress-ng has for locks, with pauses: the tables are the kernel's own list at each
+    Stressors {
+        /// How long
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Renew the golden traces: record real runs anew, and keep what is about their own files
     Traces,
     /// Sixty-four readers and writers on the tree: nothing but the contract, and nothing stale
@@ -74,6 +80,7 @@ impl Subject {
             Self::Races { rounds } => ("soak_races::", rounds, 0),
             Self::Ordinary { rounds } => ("soak_ordinary::", rounds, 0),
             Self::Mixed { rounds } => ("soak_mixed::", rounds, 0),
+            Self::Stressors { seconds } => ("soak_stressors::", seconds, 0),
             Self::Traces => ("soak_traces::", 1, 0),
             Self::Tree { seconds } => ("soak_tree::", seconds, 0),
             Self::Fleet { seconds } => ("soak_fleet::", seconds, 0),
