@@ -118,19 +118,30 @@ fn succeed(attempt: &Attempt) {
             return;
         }
         let (owner, start) = ((*wait).behind_owner, (*wait).behind_start);
-        let before = Key { owner, start, ..attempt.key };
-        let Some(entry) = LOCKS.get(&before) else { return };
-        if entry.access == F_UNLCK || !entry.is_whole() {
+        // One that was let go before the wait could be seen may have been anybody's.
+        if owner != 0 && !is_of_a_crash(&Key { owner, start, ..attempt.key }) {
             return;
         }
-        let Some(ending) = DEAD.get(entry.by.process()) else { return };
         let Some(own) = LOCKS.get(&attempt.key) else { return };
-        if ending.status == 0 || attention::is_paid(&attempt.file(), own.taken_at) {
+        if attention::is_paid(&attempt.file(), own.taken_at) {
             return;
         }
         let (kind, at, key, entry) = (KIND_ACQUIRED, own.taken_at, &attempt.key, own);
         let room = Room::Reserved;
         moment::tell(attempt, &Moment { kind, at, key, entry, ending: None, room });
+    }
+}
+
+/// True of a lock that the table still has, and whose owner crashed.
+#[inline(always)]
+unsafe fn is_of_a_crash(key: &Key) -> bool {
+    // SAFETY: the maps' values; an ending is written once, before it is found.
+    unsafe {
+        let Some(entry) = LOCKS.get(key) else { return false };
+        if entry.access == F_UNLCK || !entry.is_whole() {
+            return false;
+        }
+        matches!(DEAD.get(entry.by.process()), Some(ending) if ending.status != 0)
     }
 }
 
