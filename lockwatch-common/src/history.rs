@@ -6,7 +6,7 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 5;
+pub const LAYOUT: u64 = 6;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -296,6 +296,10 @@ pub struct Wait {
     pub flags: u32,
     /// Thread-group id.
     pub tgid: i32,
+    /// `flc_owner` of the lock that is in the way; 0 where it was gone again.
+    pub behind_owner: u64,
+    /// First byte of that lock.
+    pub behind_start: i64,
 }
 
 /// Which process.
@@ -561,7 +565,7 @@ wire! {
     OwnerKey = 8 * 2,
     Owner = 8 * 6 + 4 * 2,
     OperationKey = 8 * 4,
-    Wait = 32 + 8 * 3 + 4 * 4,
+    Wait = 32 + 8 * 3 + 4 * 4 + 8 * 2,
     ProcessKey = 8 + 4 * 2,
     Ending = 8 + 4 * 2,
     FileKey = 8 + 4 * 2,

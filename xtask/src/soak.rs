@@ -11,6 +11,9 @@ use clap::Subcommand;
 
 use crate::{build, command, privilege, test, workspace};
 
+/// How often the tests are told to do it.
+pub(crate) const ROUNDS: &str = "LOCKWATCH_SOAK_ROUNDS";
+
 /// What is done again and again.
 #[derive(Subcommand)]
 pub(crate) enum Subject {
@@ -40,6 +43,12 @@ pub(crate) enum Subject {
         /// How many operations
         #[arg(long, default_value_t = 1_000_000)]
         rounds: u32,
+    },
+    /// What stress-ng has for locks, with pauses: the tables are the kernel's own list at each
+    Stressors {
+        /// How long
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
     },
     /// Renew the golden traces: record real runs anew, and keep what is about their own files
     Traces,
@@ -71,6 +80,7 @@ impl Subject {
             Self::Races { rounds } => ("soak_races::", rounds, 0),
             Self::Ordinary { rounds } => ("soak_ordinary::", rounds, 0),
             Self::Mixed { rounds } => ("soak_mixed::", rounds, 0),
+            Self::Stressors { seconds } => ("soak_stressors::", seconds, 0),
             Self::Traces => ("soak_traces::", 1, 0),
             Self::Tree { seconds } => ("soak_tree::", seconds, 0),
             Self::Fleet { seconds } => ("soak_fleet::", seconds, 0),
@@ -91,7 +101,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
     let variables = [
         ("LOCKWATCH_SOAK_REPORT", report.as_os_str()),
         ("LOCKWATCH_BIN", binary.as_os_str()),
-        ("LOCKWATCH_SOAK_ROUNDS", OsStr::new(&rounds)),
+        (ROUNDS, OsStr::new(&rounds)),
         ("LOCKWATCH_SOAK_FIRST", OsStr::new(&first)),
         // Read by the subject `traces` alone.
         ("LOCKWATCH_GOLDEN_TRACES", golden.as_os_str()),

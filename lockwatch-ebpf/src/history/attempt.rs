@@ -17,6 +17,8 @@ pub(crate) struct Attempt {
     pub(crate) recorded: i32,
     /// The kernel's own entry is what is shown, not the request: the request became one with it.
     pub(crate) linked: bool,
+    /// Address of the entry that it has to wait for; 0 where there is none.
+    pub(crate) blocker: u64,
     /// The program's seat.
     pub(crate) seat: u32,
     /// The place of the owner among the hints about owners, where it has one.
@@ -63,6 +65,7 @@ impl Attempt {
                 access: member::<u8>(lock, offset!(lock_type)) as u32,
                 recorded: member(lock, offset!(lock_pid)),
                 linked: member::<u64>(lock, offset!(lock_link) + 8) != 0,
+                blocker: member(lock, offset!(lock_blocker)),
                 seat,
                 slot: NO_SLOT,
             })

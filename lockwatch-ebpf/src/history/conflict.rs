@@ -66,6 +66,19 @@ pub(crate) fn met(attempt: &Attempt, to: &mut Met) -> bool {
     false
 }
 
+/// Owner and first byte of the entry that an attempt waits for; zeros where it has been let go.
+#[inline(always)]
+pub(crate) fn behind(attempt: &Attempt) -> (u64, i64) {
+    if attempt.blocker == 0 {
+        return (0, 0);
+    }
+    let start = match attempt.key.class {
+        CLASS_POSIX => read_u64(attempt.blocker + offset!(lock_start) as u64) as i64,
+        _ => 0,
+    };
+    (read_u64(attempt.blocker + offset!(lock_owner) as u64), start)
+}
+
 /// Address of the head of the list.
 #[inline(always)]
 fn head(attempt: &Attempt) -> Option<u64> {

@@ -66,7 +66,7 @@ unsafe fn seen(attempt: &Attempt, outcome: i32) {
                     }
                     None => taken(attempt, place, false),
                 }
-                waits::over(attempt.seat, true);
+                waits::granted(attempt);
             }
             DEFERRED | EAGAIN => {
                 // What it had, the kernel gave up before it looked for what is in the way.

@@ -57,7 +57,7 @@ unsafe fn seen(attempt: &mut Attempt, outcome: i32) {
             0 => {
                 done(attempt);
                 if attempt.access != F_UNLCK {
-                    waits::over(attempt.seat, true);
+                    waits::granted(attempt);
                 }
             }
             DEFERRED => waits::deferred(attempt),

@@ -1,7 +1,8 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
 use lockwatch_common::history::{
-    Entry, F_UNLCK, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW, Wait, refusal_of,
+    Entry, F_UNLCK, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW,
+    Wait, refusal_of,
 };
 
 use crate::attempt::Attempt;
@@ -26,6 +27,7 @@ pub(crate) fn deferred(attempt: &Attempt) {
 fn note(attempt: &Attempt) -> u64 {
     let now = now();
     let (tgid, tid) = party::ids();
+    let (behind_owner, behind_start) = conflict::behind(attempt);
     // SAFETY: the maps' values; a thread waits for one lock at a time, and only itself writes to its
     // place.
     unsafe {
@@ -38,6 +40,8 @@ fn note(attempt: &Attempt) -> u64 {
                 && (*known).tgid == tgid
                 && (*known).access == attempt.access
             {
+                (*known).behind_owner = behind_owner;
+                (*known).behind_start = behind_start;
                 return 0;
             }
             add(&raw mut (*held).waits, -1);
@@ -53,6 +57,8 @@ fn note(attempt: &Attempt) -> u64 {
             access: attempt.access,
             flags: attempt.flags,
             tgid,
+            behind_owner,
+            behind_start,
         };
         match place {
             Some(place) => {
@@ -64,6 +70,8 @@ fn note(attempt: &Attempt) -> u64 {
                 (&raw mut (*place).access).write_volatile(wait.access);
                 (&raw mut (*place).flags).write_volatile(wait.flags);
                 (&raw mut (*place).tgid).write_volatile(wait.tgid);
+                (&raw mut (*place).behind_owner).write_volatile(wait.behind_owner);
+                (&raw mut (*place).behind_start).write_volatile(wait.behind_start);
                 (&raw mut (*place).since).write_volatile(now);
             }
             None => {
@@ -84,6 +92,57 @@ fn note(attempt: &Attempt) -> u64 {
 pub(crate) fn refused(attempt: &Attempt) {
     counters::refusal(attempt.seat, counters::kind(attempt.key.class, attempt.flags));
     tell(KIND_REFUSED, now(), attempt);
+}
+
+/// The current thread has what it may have waited for.
+#[inline(always)]
+pub(crate) fn granted(attempt: &Attempt) {
+    // One after the other, and not one within the other: the stack is short.
+    if attention::may_meet_a_death(now()) {
+        succeed(attempt);
+    }
+    over(attempt.seat, true);
+}
+
+/// Tells of an acquisition after a wait for a lock whose owner crashed.
+///
+/// Whoever gives a flock back is seen only after that, and may be held up in between for as long as
+/// the next one has the lock: nobody pays attention to the file yet.
+#[inline(never)]
+fn succeed(attempt: &Attempt) {
+    let (_, tid) = party::ids();
+    let Some(wait) = WAITERS.get_ptr(tid as u64) else { return };
+    // SAFETY: the maps' values; an ending is written once, before it is found.
+    unsafe {
+        if (*wait).since == 0 || (*wait).key.inode != attempt.key.inode {
+            return;
+        }
+        let (owner, start) = ((*wait).behind_owner, (*wait).behind_start);
+        // One that was let go before the wait could be seen may have been anybody's.
+        if owner != 0 && !is_of_a_crash(&Key { owner, start, ..attempt.key }) {
+            return;
+        }
+        let Some(own) = LOCKS.get(&attempt.key) else { return };
+        if attention::is_paid(&attempt.file(), own.taken_at) {
+            return;
+        }
+        let (kind, at, key, entry) = (KIND_ACQUIRED, own.taken_at, &attempt.key, own);
+        let room = Room::Reserved;
+        moment::tell(attempt, &Moment { kind, at, key, entry, ending: None, room });
+    }
+}
+
+/// True of a lock that the table still has, and whose owner crashed.
+#[inline(always)]
+unsafe fn is_of_a_crash(key: &Key) -> bool {
+    // SAFETY: the maps' values; an ending is written once, before it is found.
+    unsafe {
+        let Some(entry) = LOCKS.get(key) else { return false };
+        if entry.access == F_UNLCK || !entry.is_whole() {
+            return false;
+        }
+        matches!(DEAD.get(entry.by.process()), Some(ending) if ending.status != 0)
+    }
 }
 
 /// The current thread does not wait any longer: it has what it waited for where `granted`.

@@ -16,7 +16,7 @@ use crate::engine::input::{FileId, Input};
 use crate::engine::memory::Memory;
 use crate::id_key;
 use crate::source::history::{
-    Continuity, History, HistoryError, Moments, Names, Options, Reader, Sizes, Tables, Told,
+    Continuity, History, HistoryError, Looker, Moments, Names, Options, Reader, Sizes, Tables, Told,
 };
 
 /// Records that are handed on at once.
@@ -28,6 +28,7 @@ pub(super) struct Kernel {
     moments: AsyncFd<Moments>,
     names: Names,
     key: IdKey,
+    looker: Looker,
     continuity: Continuity,
     /// Records that were lost so far, as counted in the kernel.
     lost: u64,
@@ -62,7 +63,8 @@ impl Kernel {
         // SAFETY: `Moments` has one descriptor, the ring's map, and keeps it open while it lives.
         let moments = unsafe { AsyncFd::register_with_interest(moments, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        Ok((Self { tables, moments, names: Names::default(), key, continuity, lost }, reader))
+        let (names, looker) = (Names::default(), Looker::own());
+        Ok((Self { tables, moments, names, key, looker, continuity, lost }, reader))
     }
 
     /// The kernel's tables, for who asks for its counters.
@@ -108,7 +110,8 @@ impl Kernel {
     /// Waits for records, and takes a batch of them.
     pub(super) async fn records(&mut self) -> Result<Vec<Input>, KernelError> {
         let mut ready = self.moments.readable_mut().await?;
-        let mut told = Told { key: &self.key, names: &mut self.names, boot_unix: boot_unix() };
+        let Self { key, names, looker, .. } = self;
+        let mut told = Told { key, names, boot_unix: boot_unix(), looker: *looker };
         let (inputs, is_empty) = batch(ready.get_inner_mut(), &mut told);
         if is_empty {
             ready.clear_ready();
@@ -118,7 +121,8 @@ impl Kernel {
 
     /// Takes a batch of the records that are there, which may be none.
     pub(super) fn records_so_far(&mut self) -> Vec<Input> {
-        let mut told = Told { key: &self.key, names: &mut self.names, boot_unix: boot_unix() };
+        let Self { key, names, looker, .. } = self;
+        let mut told = Told { key, names, boot_unix: boot_unix(), looker: *looker };
         batch(self.moments.get_mut(), &mut told).0
     }
 

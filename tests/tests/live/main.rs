@@ -103,6 +103,7 @@ const THEMES: &[(&str, &[Test])] = &[
     ("soak_races", soak::races::TESTS),
     ("soak_ordinary", soak::ordinary::TESTS),
     ("soak_mixed", soak::mixed::TESTS),
+    ("soak_stressors", soak::stressors::TESTS),
     ("soak_kill", soak::kill::TESTS),
     ("soak_traces", soak::traces::TESTS),
     ("soak_fleet", soak::fleet::TESTS),

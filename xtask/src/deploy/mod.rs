@@ -27,7 +27,8 @@ struct Test {
 }
 
 /// The Debian packages that have the programs.
-const PACKAGES: [&str; 6] = ["prometheus", "lintian", "systemd", "dpkg", "strace", "iproute2"];
+const PACKAGES: [&str; 7] =
+    ["prometheus", "lintian", "systemd", "dpkg", "strace", "iproute2", "stress-ng"];
 
 const THEMES: [&[Test]; 4] = [rules::TESTS, dashboard::TESTS, unit::TESTS, package::TESTS];
 
@@ -41,7 +42,8 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
 /// Installs the packages that the tests need, where that can be done without asking anybody. What
 /// is missing after that is skipped.
 pub(crate) fn install_tools() {
-    let tools = ["promtool", "lintian", "systemd-analyze", "dpkg", "strace", "ip", "curl"];
+    let tools =
+        ["promtool", "lintian", "systemd-analyze", "dpkg", "strace", "ip", "curl", "stress-ng"];
     if tools.iter().all(|tool| command::find(tool).is_some()) || !privilege::is_root() {
         return;
     }

@@ -3,6 +3,7 @@
 //!
 //! Takes programs from this machine as they are and builds nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -75,9 +76,14 @@ pub(crate) fn base(programs: &Programs) -> Result<Vec<u8>> {
 const LOCKWATCH: &str = "usr/bin/lockwatch";
 const RIG: &str = "usr/bin/rig";
 
-/// `base`, this kernel's modules, and what the tests are called with. The kernel unpacks archives
-/// that follow one another.
-pub(crate) fn complete(base: &[u8], module_folder: &Path, arguments: &[String]) -> Result<Vec<u8>> {
+/// `base`, this kernel's modules, and what the tests are called with, `more` in their environment.
+/// The kernel unpacks archives that follow one another.
+pub(crate) fn complete(
+    base: &[u8],
+    module_folder: &Path,
+    arguments: &[String],
+    more: Option<(&str, String)>,
+) -> Result<Vec<u8>> {
     let (found, absent) = modules::closure(module_folder, &MODULES)?;
     let mut archive = Archive::new(Vec::new());
     let mut list = String::new();
@@ -91,10 +97,13 @@ pub(crate) fn complete(base: &[u8], module_folder: &Path, arguments: &[String]) 
         list.push_str(&format!("built-in {name}\n"));
     }
     archive.file(MODULES_FILE, 0o644, list.as_bytes())?;
+    let programs = [("LOCKWATCH_BIN", LOCKWATCH), ("RIG_BIN", RIG)];
+    let programs = programs.map(|(name, place)| (name, format!("/{place}")));
+    let environment: BTreeMap<_, _> = programs.into_iter().chain(more).collect();
     let run = serde_json::json!({
         "program": "/usr/bin/live-tests",
         "arguments": arguments,
-        "environment": { "LOCKWATCH_BIN": format!("/{LOCKWATCH}"), "RIG_BIN": format!("/{RIG}") },
+        "environment": environment,
     });
     archive.file(RUN_FILE, 0o644, &serde_json::to_vec(&run)?)?;
     Ok([base, &archive.finish()?].concat())
@@ -142,7 +151,7 @@ mod tests {
     fn the_modules_follow_the_base() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("fuse.ko"), b"\0depends=\0").unwrap();
-        let whole = complete(b"BASE", folder.path(), &["--exact".to_owned()]).unwrap();
+        let whole = complete(b"BASE", folder.path(), &["--exact".to_owned()], None).unwrap();
         assert!(whole.starts_with(b"BASE070701"));
         let text = String::from_utf8_lossy(&whole);
         assert!(text.contains("/vm/module/fuse.ko\nbuilt-in overlay\nbuilt-in loop\n"), "{text}");

@@ -29,7 +29,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cache::Cache;
 use crate::tally::Tally;
-use crate::{build, command, interrupt, privilege, progress, workspace};
+use crate::{build, command, interrupt, privilege, progress, soak, workspace};
 use boot::{Booted, Limits};
 use fetch::Fetched;
 use programs::Programs;
@@ -68,6 +68,9 @@ pub(crate) struct Args {
     /// Leave the tests of these themes out
     #[arg(long, value_name = "THEME,…", value_delimiter = ',')]
     without: Vec<String>,
+    /// How often the tests of a soak do what they do [default: the short form]
+    #[arg(long, value_name = "N", conflicts_with = "host")]
+    rounds: Option<u32>,
     /// How long one VM may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = VM_SECONDS)]
     timeout: u64,
@@ -167,6 +170,7 @@ fn columns(args: &Args, started: Instant) -> Result<(PathBuf, Vec<Column>)> {
         refresh: args.refresh,
         keep_logs: args.keep_logs,
         without: args.without.clone(),
+        rounds: args.rounds,
     };
     let mut columns = run.all(&guests);
     if interrupt::happened() {
@@ -211,6 +215,7 @@ struct Run {
     refresh: bool,
     keep_logs: bool,
     without: Vec<String>,
+    rounds: Option<u32>,
 }
 
 impl Run {
@@ -293,7 +298,7 @@ impl Run {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let initramfs = folder.join("initramfs.cpio");
         let arguments = self.arguments(guest, filter);
-        fs::write(&initramfs, initramfs::complete(&self.base, &fetched.modules, &arguments)?)
+        fs::write(&initramfs, self.complete(fetched, &arguments)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         progress::say(&format!("{}: booting {}", guest.name, fetched.release));
         let booted =
@@ -322,6 +327,12 @@ impl Run {
             fs::remove_dir_all(&folder)?;
         }
         Ok(verdict)
+    }
+
+    /// The initramfs of a VM whose tests are called so.
+    fn complete(&self, fetched: &Fetched, arguments: &[String]) -> Result<Vec<u8>> {
+        let rounds = self.rounds.map(|rounds| (soak::ROUNDS, rounds.to_string()));
+        initramfs::complete(&self.base, &fetched.modules, arguments, rounds)
     }
 
     /// What the tests of a VM are called with.

@@ -31,14 +31,15 @@ pub(super) fn ends(
             inputs.push(Input::Lost(1));
             break;
         }
+        let record = &MomentRecord { entry, ..*record };
         inputs.push(Input::Ended(Ended {
             lock: lock(&Key { start, ..record.key }, &entry, told.key),
             by: told.names.remembered(&entry.by),
             taken_at: BootTime(entry.taken_at),
             at: BootTime(record.header.at),
-            ended_by: told.names.remembered(&record.by),
+            ended_by: told.names.remembered(told.looker.closer(record)),
             death: join::death(&entry.by.process(), &ending),
-            written: written(&MomentRecord { entry, ..*record }, told.boot_unix),
+            written: written(record, told.boot_unix),
             generation: generation(record),
         }));
     }

@@ -9,6 +9,7 @@ mod cleared;
 mod collect;
 mod join;
 mod load;
+mod looker;
 mod moments;
 mod names;
 mod pins;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use join::{Contents, join};
 pub use load::Sizes;
+pub use looker::Looker;
 pub use moments::{Moments, RecordError, Told};
 pub use names::Names;
 pub use reader::{Reader, Taken};

@@ -15,6 +15,7 @@ use lockwatch_common::history::{
 use lockwatch_common::wire::{self, Wire};
 
 use super::join::death;
+use super::looker::Looker;
 use super::names::Names;
 use super::{Tables, cleared};
 use crate::engine::id::{self, IdKey, LockId};
@@ -60,6 +61,8 @@ pub struct Told<'a> {
     pub names: &'a mut Names,
     /// Nanoseconds since 1970 at the boot clock's 0.
     pub boot_unix: u64,
+    /// Who looks.
+    pub looker: Looker,
 }
 
 impl Moments {
@@ -177,7 +180,7 @@ fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
             by: told.names.remembered(&record.entry.by),
             taken_at: BootTime(record.entry.taken_at),
             at,
-            ended_by: told.names.remembered(&record.by),
+            ended_by: told.names.remembered(told.looker.closer(record)),
             death: ending(&record.entry, &record.ending)?,
             written: written(record, told.boot_unix),
             generation: generation(record),
@@ -188,7 +191,8 @@ fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
             Input::Acquired(Acquired { lock, by, at, generation })
         }
         KIND_RELEASED => {
-            Input::Released(Released { lock, by: told.names.remembered(&record.by), at })
+            let by = told.names.remembered(told.looker.closer(record));
+            Input::Released(Released { lock, by, at })
         }
         kind => Input::Attempt(Attempt {
             met: lock,
@@ -277,4 +281,4 @@ pub(super) fn written(record: &MomentRecord, boot_unix: u64) -> Option<bool> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -9,7 +9,9 @@ use lockwatch::engine::id::{self, LockId};
 use lockwatch::engine::identity::{BootTime, Dev, Pid};
 use lockwatch::engine::input::{FileId, Input};
 use lockwatch::engine::snapshot::{Lock, Snapshot};
-use lockwatch::source::history::{Continuity, History, Names, Options, Reader, Sizes, Told};
+use lockwatch::source::history::{
+    Continuity, History, Looker, Names, Options, Reader, Sizes, Told,
+};
 use lockwatch_tests::harness::daemon::House;
 use lockwatch_tests::harness::{Scene, patience};
 use lockwatch_tests::same;
@@ -98,7 +100,7 @@ impl Witness {
             let unix = unix.tv_sec as u64 * 1_000_000_000 + unix.tv_nsec as u64;
             unix - self.now().0
         };
-        let mut told = Told { key: &key, names: &mut self.names, boot_unix };
+        let mut told = Told { key: &key, names: &mut self.names, boot_unix, looker: Looker::own() };
         let mut inputs = Vec::new();
         self.history.moments.drain(usize::MAX, &mut told, |input| inputs.push(input))?;
         let cast = scene.pids();

@@ -5,7 +5,7 @@ use lockwatch_tests::harness::{Scene, Test, note};
 use lockwatch_tests::{once, same};
 use serde_json::Value;
 
-use super::mixed::compare;
+use super::mixed::{Times, compare};
 use super::ordinary::falsehoods;
 use super::{LONG, NEEDS, Own, Workers, begin, crowd, rounds, tell};
 
@@ -58,7 +58,8 @@ fn a_daemon_that_is_killed_loses_nobody_and_invents_nothing(scene: &mut Scene) -
         daemon = house.start(scene, &[])?;
         mixed.stop()?;
         ordinary.stop()?;
-        let found = compare(scene, &house, &own).with_context(|| format!("round {round}"));
+        let found =
+            compare(scene, &house, &own, Times::OfAll).with_context(|| format!("round {round}"));
         mixed.go_on();
         ordinary.go_on();
         compared += found?;

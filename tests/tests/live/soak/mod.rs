@@ -8,6 +8,7 @@ pub(crate) mod kill;
 pub(crate) mod mixed;
 pub(crate) mod ordinary;
 pub(crate) mod races;
+pub(crate) mod stressors;
 pub(crate) mod traces;
 pub(crate) mod tree;
 
@@ -48,10 +49,20 @@ fn tell(line: &str) -> Result<()> {
 
 /// A daemon, in a house of its own, and a folder for crowds.
 fn begin(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
+    begin_with(scene, more, &[])
+}
+
+/// The same, and the daemon records what it is told into the file `recorded` of the scene.
+fn begin_recorded(scene: &mut Scene, more: &str) -> Result<(House, Daemon)> {
+    let record = scene.path_text("recorded")?;
+    begin_with(scene, more, &["--record", &record])
+}
+
+fn begin_with(scene: &mut Scene, more: &str, args: &[&str]) -> Result<(House, Daemon)> {
     let house = House::build(scene)?;
     house.configure(more)?;
     scene.new_folder("crowd")?;
-    let mut daemon = house.start(scene, &[])?;
+    let mut daemon = house.start(scene, args)?;
     daemon.expect("started", |_| true)?;
     Ok((house, daemon))
 }

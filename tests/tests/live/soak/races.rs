@@ -1,14 +1,17 @@
 //! Each race, provoked on purpose again and again, is told each time, and once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use lockwatch_tests::harness::daemon::Daemon;
-use lockwatch_tests::harness::{Scene, Test, patience};
+use lockwatch_tests::harness::{Scene, Test, note, patience};
 use lockwatch_tests::once;
 use serde_json::Value;
 
-use super::{LONG, NEEDS, Own, Provoked, begin, crowd, ensure_nothing_was_lost, rounds, tell};
+use super::{
+    LONG, NEEDS, Own, Provoked, begin_recorded, crowd, ensure_nothing_was_lost, rounds, tell,
+};
 
 const AND_A_CHOSEN_PID: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts", "choose-pid"];
 
@@ -39,7 +42,7 @@ struct Judged<'a> {
 
 /// Provokes one kind of race in batches, and compares what was done with what was told.
 fn judge(scene: &mut Scene, part: &str, judged: &Judged<'_>) -> Result<()> {
-    let (_house, mut daemon) = begin(scene, QUICK)?;
+    let (_house, mut daemon) = begin_recorded(scene, QUICK)?;
     let all = rounds(USUAL)?;
     scene.play("start crowd")?;
     let mut done = 0;
@@ -92,6 +95,11 @@ fn told(
             })
             .collect();
         let first = &silent[..silent.len().min(5)];
+        for (words, _) in first {
+            for line in recorded_of(scene, words[0])? {
+                note(&line);
+            }
+        }
         return Err(error.context(format!(
             "{} of {} were not told, first {first:?}; of these was told {about:?}",
             silent.len(),
@@ -103,6 +111,16 @@ fn told(
     missing_again += look(&mut events)?;
     ensure!(missing_again == 0, "one that was told is told no more");
     Ok(events)
+}
+
+/// What the daemon recorded of a file, without its readings.
+fn recorded_of(scene: &Scene, inode: u64) -> Result<Vec<String>> {
+    let text = fs::read(scene.path("recorded")).context("what was recorded")?;
+    let text = String::from_utf8_lossy(&text);
+    let of_file = format!("\"ino\":{inode},");
+    let of_end = format!("\"ino\":{inode}}}");
+    let lines = text.lines().filter(|line| line.contains(&of_file) || line.contains(&of_end));
+    Ok(lines.filter(|line| line.len() < 4000).map(str::to_owned).collect())
 }
 
 fn no_other(
@@ -144,7 +162,7 @@ fn every_exit_race_is_told(scene: &mut Scene) -> Result<()> {
 }
 
 fn every_deadlock_is_told(scene: &mut Scene) -> Result<()> {
-    let (_house, mut daemon) = begin(scene, QUICK)?;
+    let (_house, mut daemon) = begin_recorded(scene, QUICK)?;
     let all = rounds(USUAL)?;
     scene.play("start crowd")?;
     let mut done = 0;
@@ -186,7 +204,7 @@ fn every_lock_file_that_was_made_anew_is_told(scene: &mut Scene) -> Result<()> {
 }
 
 fn every_orphan_and_its_end_are_told(scene: &mut Scene) -> Result<()> {
-    let (_house, mut daemon) = begin(scene, QUICK)?;
+    let (_house, mut daemon) = begin_recorded(scene, QUICK)?;
     let all = rounds(USUAL)?;
     scene.play("start crowd")?;
     let words = |event: &Value| numbers(event, &[INODE, ACQUIRER, "/holders/0/pid"]);

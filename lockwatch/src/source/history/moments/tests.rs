@@ -7,13 +7,15 @@ use super::*;
 
 const KEY: IdKey = IdKey(*b"0123456789abcdef");
 
+const NOBODY: Looker = Looker { pid: 0, exe_ino: 0 };
+
 fn bytes<T: Wire>(record: &T) -> Vec<u8> {
     // SAFETY: a `Wire` is integers without padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<T>()) }.into()
 }
 
 fn told(bytes: &[u8]) -> Result<Input, RecordError> {
-    let mut told = Told { key: &KEY, names: &mut Names::default(), boot_unix: 0 };
+    let mut told = Told { key: &KEY, names: &mut Names::default(), boot_unix: 0, looker: NOBODY };
     match parse(bytes, &mut told)? {
         Parsed::Input(input) => Ok(input),
         Parsed::Cleared(record) => panic!("not without tables: {record:?}"),
@@ -30,7 +32,7 @@ fn died(status: i32) -> Vec<u8> {
 }
 
 /// An end whose file was stamped at 1 s, of a lock that was taken at `taken_at`.
-fn ended(taken_at: u64, stamp_after: u32) -> MomentRecord {
+pub(crate) fn ended(taken_at: u64, stamp_after: u32) -> MomentRecord {
     MomentRecord {
         header: Header { kind: KIND_ENDED, len: size_of::<MomentRecord>() as u32, at: 2 },
         key: Key { inode: 1, owner: 2, start: 0, class: CLASS_FLOCK, reserved: 0 },
@@ -108,7 +110,8 @@ proptest! {
             bytes[..4].copy_from_slice(&kind.to_ne_bytes());
             bytes[4..8].copy_from_slice(&length.to_ne_bytes());
         }
-        let mut told = Told { key: &KEY, names: &mut Names::default(), boot_unix: 0 };
+        let mut told =
+            Told { key: &KEY, names: &mut Names::default(), boot_unix: 0, looker: NOBODY };
         let _ = parse(&bytes, &mut told);
     }
 }
