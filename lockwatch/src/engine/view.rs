@@ -441,6 +441,14 @@ mod tests {
         }
 
         #[test]
+        fn what_is_unexplained_is_the_same_with_and_without_a_view(
+            seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
+        ) {
+            let facts = snapshot(&seeds, &[]);
+            prop_assert_eq!(conclude::unexplained(&facts), concluded(facts).unexplained());
+        }
+
+        #[test]
         fn who_is_blocked_and_who_blocks_are_one_relation(
             seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
             waiters in proptest::collection::vec((0u32..4, 0usize..3, 0u64..40), 0..6),
