@@ -90,14 +90,16 @@ pub fn run(daemon: &Daemon) -> anyhow::Result<u8> {
     }
 }
 
-/// Has each large piece of memory given back as soon as it is free. Of its own accord the C library
-/// learns from the first that it better kept the next ones.
+/// Has each large piece of memory given back as soon as it is free, and what one thread has freed used
+/// by the others: what a reading finds another thread frees. Of its own accord the C library learns
+/// from the first large piece that it better kept the next ones, and keeps memory apart by thread.
 fn give_back_what_is_large() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes two numbers, and no other thread runs yet.
     unsafe {
         const LARGE: libc::c_int = 128 * 1024;
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

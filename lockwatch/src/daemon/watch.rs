@@ -321,6 +321,7 @@ impl Watching {
             self.step(kernel, Input::Watch(watched))?;
         }
         let begun = reading.begun;
+        self.tree.let_go();
         self.step(kernel, Input::Reading(Box::new(reading)))?;
         self.tree.show(self.engine.view(), &self.watched, begun);
         self.scrapes.mounted(self.tree.is_whole());

@@ -3,23 +3,22 @@
 //! Refuses to match by path, range or inode alone: a descriptor of another description of the same
 //! file holds nothing.
 
-use std::sync::Arc;
-
 use hashbrown::HashMap; // not iterated
 
+use super::conclude::Span;
 use super::identity::Owner;
 use super::snapshot::{FileIx, Lock, Reference, Snapshot};
 
 /// References by what they refer to.
-pub struct Holders {
-    by_description: HashMap<Owner, Arc<[u32]>>, // not iterated
-    by_table: HashMap<(Owner, FileIx), Arc<[u32]>>, // not iterated
-    none: Arc<[u32]>,
+pub(super) struct Holders {
+    by_description: HashMap<Owner, Span>,     // not iterated
+    by_table: HashMap<(Owner, FileIx), Span>, // not iterated
+    list: Vec<u32>,
 }
 
 impl Holders {
     /// Sorts the snapshot's references; linearithmic.
-    pub fn index(snapshot: &Snapshot) -> Self {
+    pub(super) fn index(snapshot: &Snapshot) -> Self {
         let references = &snapshot.references;
         let wanted_descriptions = owners(snapshot, false);
         let wanted_tables = owners(snapshot, true);
@@ -46,7 +45,8 @@ impl Holders {
             (description, pid, fd, via, tid)
         });
         let description = |index: &u32| references[*index as usize].description;
-        let by_description = groups(&order, description);
+        let mut list = Vec::new();
+        let by_description = groups(&mut list, &order, description);
 
         let mut order: Vec<u32> = (0..references.len() as u32)
             .filter(|&index| {
@@ -67,12 +67,13 @@ impl Holders {
             let reference = &references[*index as usize];
             reference.table.map(|table| (table, reference.file))
         };
-        let by_table = groups(&order, table);
-        Self { by_description, by_table, none: Arc::from([]) }
+        let by_table = groups(&mut list, &order, table);
+        list.shrink_to_fit();
+        Self { by_description, by_table, list }
     }
 
     /// The references that hold `lock`, by pid and descriptor.
-    pub fn of(&mut self, lock: &Lock) -> Arc<[u32]> {
+    pub(super) fn of(&self, lock: &Lock) -> Span {
         let found = lock.owner.and_then(|owner| {
             if lock.kind.belongs_to_fd_table() {
                 self.by_table.get(&(owner, lock.file))
@@ -80,7 +81,16 @@ impl Holders {
                 self.by_description.get(&owner)
             }
         });
-        Arc::clone(found.unwrap_or(&self.none))
+        found.copied().unwrap_or_default()
+    }
+
+    /// What the spans are parts of: places in [`Snapshot::references`].
+    pub(super) fn list(&self) -> &[u32] {
+        &self.list
+    }
+
+    pub(super) fn into_list(self) -> Vec<u32> {
+        self.list
     }
 }
 
@@ -93,13 +103,14 @@ fn owners(snapshot: &Snapshot, tables: bool) -> Vec<Owner> {
 }
 
 fn groups<K: Eq + std::hash::Hash>(
+    list: &mut Vec<u32>,
     order: &[u32],
     key: impl Fn(&u32) -> Option<K>,
-) -> HashMap<K, Arc<[u32]>> // not iterated
+) -> HashMap<K, Span> // not iterated
 {
     order
         .chunk_by(|a, b| key(a) == key(b))
-        .filter_map(|group| Some((key(group.first()?)?, Arc::from(group))))
+        .filter_map(|group| Some((key(group.first()?)?, Span::added(list, group))))
         .collect()
 }
 
@@ -139,7 +150,8 @@ mod tests {
 
     fn holders_of(lock: Lock, references: Vec<Reference>) -> Vec<(i32, Option<u32>)> {
         let snapshot = Snapshot { locks: vec![lock], references, ..Snapshot::default() };
-        let found = Holders::index(&snapshot).of(&snapshot.locks[0]);
+        let holders = Holders::index(&snapshot);
+        let found = holders.of(&snapshot.locks[0]).of(holders.list());
         let reference = |&index: &u32| &snapshot.references[index as usize];
         found.iter().map(reference).map(|reference| (reference.pid, reference.fd)).collect()
     }

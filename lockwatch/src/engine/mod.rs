@@ -7,6 +7,7 @@
 pub mod births;
 mod bytes;
 pub mod classify;
+pub mod conclude;
 pub mod container;
 pub mod event;
 pub mod evidence;

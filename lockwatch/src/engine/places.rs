@@ -3,12 +3,11 @@
 //! Refuses to call a place an orphan's that may have been somebody's before the lock was taken: who
 //! opened the file, or mapped it before the acquirer was born, has it by right.
 
-use std::sync::Arc;
-
 use hashbrown::HashMap; // not iterated
 
 use super::births::{self, Order};
 use super::classify::{Birth, Confidence, Facts, Reason, State, Verdict, birth};
+use super::conclude::Span;
 use super::evidence::Evidence;
 use super::identity::{Owner, Pid, StartTime};
 use super::snapshot::{Lock, Place, PlaceKind, PlaceOwner, Snapshot};
@@ -18,8 +17,8 @@ const SHOWN: usize = 4;
 
 /// The places of each description.
 pub(super) struct Places {
-    of: HashMap<Owner, Arc<[u32]>>, // not iterated
-    none: Arc<[u32]>,
+    of: HashMap<Owner, Span>, // not iterated
+    list: Vec<u32>,
 }
 
 impl Places {
@@ -29,17 +28,27 @@ impl Places {
         let mut order: Vec<u32> = (0..places.len() as u32).collect();
         order.sort_unstable_by_key(|&index| &places[index as usize]);
         let description = |index: &u32| places[*index as usize].description;
+        let mut list = Vec::with_capacity(order.len());
         let of = order
             .chunk_by(|a, b| description(a) == description(b))
-            .filter_map(|group| Some((description(group.first()?), Arc::from(group))))
+            .filter_map(|group| Some((description(group.first()?), Span::added(&mut list, group))))
             .collect();
-        Self { of, none: Arc::from([]) }
+        Self { of, list }
     }
 
     /// Where the description of `lock` lives on.
-    pub(super) fn of(&self, lock: &Lock) -> Arc<[u32]> {
+    pub(super) fn of(&self, lock: &Lock) -> Span {
         let owner = lock.owner.filter(|_| !lock.kind.belongs_to_fd_table());
-        Arc::clone(owner.and_then(|owner| self.of.get(&owner)).unwrap_or(&self.none))
+        owner.and_then(|owner| self.of.get(&owner)).copied().unwrap_or_default()
+    }
+
+    /// What the spans are parts of: places in [`Snapshot::places`].
+    pub(super) fn list(&self) -> &[u32] {
+        &self.list
+    }
+
+    pub(super) fn into_list(self) -> Vec<u32> {
+        self.list
     }
 }
 

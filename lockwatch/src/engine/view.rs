@@ -3,16 +3,13 @@
 //! Refuses to format: sinks write it down.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use super::classify::{Facts, Reason, State, Survivor, Verdict, classify};
-use super::evidence::Evidence;
-use super::holders::Holders;
+use super::classify::{Reason, State, Survivor, Verdict};
+use super::conclude::{self, Conclusions, Lists, Span};
 use super::id::{self, LockId};
 use super::identity::{BootTime, Dev, Owner, Pid, ProcessId, RecordedPid};
 use super::input::{FileId, LockName};
-use super::places::Places;
-use super::snapshot::{Death, File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
+use super::snapshot::{File, Hides, Limit, Lock, Place, Process, Reference, Snapshot, Via};
 use super::waits;
 
 /// Flags of a lock, independent of its state.
@@ -56,13 +53,13 @@ pub struct LockView {
     /// What it is in, and why.
     pub verdict: Verdict,
     /// Its flags, in the order of [`Flag`].
-    pub flags: Vec<Flag>,
-    /// Its holders: places in [`Snapshot::references`]. Locks of one owner on one file share it.
-    pub holders: Arc<[u32]>,
-    /// Where else its description lives on: places in [`Snapshot::places`].
-    pub places: Arc<[u32]>,
+    pub flags: Box<[Flag]>,
     /// Its waiters: places in [`Snapshot::waiters`].
-    pub waiters: Vec<u32>,
+    pub waiters: Box<[u32]>,
+    /// Its holders. Locks of one owner on one file share them.
+    holders: Span,
+    /// Where else its description lives on.
+    places: Span,
 }
 
 /// One way in which a lock is held: a descriptor, or a place without one.
@@ -89,6 +86,7 @@ pub struct View {
     pub locks: Vec<LockView>,
     /// For each waiter of the snapshot, the places in `locks` of what blocks it, in rising order.
     pub blockers: Vec<Vec<u32>>,
+    lists: Lists,
 }
 
 impl View {
@@ -102,11 +100,7 @@ impl View {
     pub fn with_patience(snapshot: Snapshot, ids: &[LockId], overdue: Option<BootTime>) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
         let mut waits = waits::relate(&snapshot);
-        let mut holders = Holders::index(&snapshot);
-        let places = Places::index(&snapshot);
-        let hidden = snapshot.limits.iter().any(|limit| limit.hides != Hides::Nothing);
-        let deaths: BTreeMap<ProcessId, &Death> =
-            snapshot.deaths.iter().map(|death| (death.process, death)).collect();
+        let mut conclusions = Conclusions::of(&snapshot, overdue);
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
             let (lock, id) = (&snapshot.locks[index as usize], &ids[index as usize]);
@@ -114,48 +108,25 @@ impl View {
         });
         let mut place = vec![0u32; ids.len()];
         let mut locks = Vec::with_capacity(ids.len());
-        let mut survivors = Vec::new();
         for (at, &index) in order.iter().enumerate() {
             place[index as usize] = at as u32;
             let (lock, id) = (&snapshot.locks[index as usize], ids[index as usize]);
-            let held_by = holders.of(lock);
-            survivors.clear();
-            survivors.extend(held_by.iter().map(|&reference| survivor(&snapshot, lock, reference)));
-            let kept_in = places.of(lock);
-            let places: Vec<&Place> =
-                kept_in.iter().map(|&place| &snapshot.places[place as usize]).collect();
-            let acquirer = match lock.acquirer {
-                RecordedPid::Local(pid) => snapshot.processes.get(&pid),
-                _ => None,
-            };
-            let death = lock.taken.as_ref().and_then(|taken| deaths.get(&taken.by.id).copied());
-            let verdict = classify(&Facts {
-                lock,
-                acquirer,
-                survivors: &survivors,
-                death,
-                overdue: death.zip(overdue).is_some_and(|(death, overdue)| death.at <= overdue),
-                places: &places,
-                search: &snapshot.search,
-                processes: &snapshot.processes,
-                stuck: &snapshot.stuck,
-                births: &snapshot.births,
-                nested: snapshot.nested,
-                hidden,
-            });
+            let concluded = conclusions.on(lock);
             let waiters = std::mem::take(&mut waits.waiters[index as usize]);
             let file = &snapshot.files[lock.file.0 as usize];
-            let flags = flags(lock, file, &verdict, &survivors, !waiters.is_empty());
+            let (verdict, survivors) = (concluded.verdict, concluded.survivors);
+            let flags = flags(lock, file, &verdict, survivors, !waiters.is_empty());
             locks.push(LockView {
                 id,
                 lock: index,
                 verdict,
-                flags,
-                holders: held_by,
-                places: kept_in,
-                waiters,
+                flags: flags.into(),
+                waiters: waiters.into(),
+                holders: concluded.holders,
+                places: concluded.places,
             });
         }
+        let lists = conclusions.into_lists();
         for of_file in locks.chunk_by_mut(|a, b| (a.id.dev, a.id.ino) == (b.id.dev, b.id.ino)) {
             if of_file.len() > 1 {
                 id::lengthen_where_ambiguous(of_file.iter_mut().map(|lock| &mut lock.id));
@@ -168,7 +139,7 @@ impl View {
             places
         };
         let blockers = waits.blockers.into_iter().map(places).collect();
-        Self { snapshot, locks, blockers }
+        Self { snapshot, locks, blockers, lists }
     }
 
     /// The lock with an id.
@@ -209,12 +180,14 @@ impl View {
 
     /// The holders of a lock.
     pub fn holders(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Reference> {
-        view.holders.iter().map(|&reference| &self.snapshot.references[reference as usize])
+        let holders = view.holders.of(&self.lists.holders).iter();
+        holders.map(|&reference| &self.snapshot.references[reference as usize])
     }
 
     /// The places in which the description of a lock lives on without a descriptor.
     pub fn places(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Place> {
-        view.places.iter().map(|&place| &self.snapshot.places[place as usize])
+        let places = view.places.of(&self.lists.places).iter();
+        places.map(|&place| &self.snapshot.places[place as usize])
     }
 
     /// Every way in which a lock is held: its descriptors, then its places, one entry for each
@@ -272,28 +245,15 @@ impl View {
     /// Descriptions of which nobody was found who holds them by right: worth a search for what no
     /// fd table shows.
     pub fn unexplained(&self) -> Vec<Owner> {
-        let of = |view: &&LockView| match view.verdict.state {
-            State::Orphaned => true,
-            // What dies is still giving things back.
-            State::Unknown => view.holders.is_empty() && self.dying(view).is_none(),
-            _ => false,
-        };
-        let locks = self.locks.iter().filter(of).map(|view| self.lock(view));
-        let mut owners: Vec<Owner> = locks
-            .filter(|lock| !lock.kind.belongs_to_fd_table())
-            .filter_map(|lock| lock.owner)
-            .collect();
-        owners.sort_unstable();
-        owners.dedup();
-        owners
+        conclude::sorted(self.locks.iter().filter_map(|view| {
+            let is_held = self.holders(view).len() > 0;
+            conclude::unexplained_owner(&self.snapshot, self.lock(view), &view.verdict, is_held)
+        }))
     }
 
     /// The acquirer, where nothing more is known than that it is on its way out.
     pub fn dying(&self, view: &LockView) -> Option<ProcessId> {
-        let evidence = view.verdict.evidence.first();
-        let Some(&Evidence::AcquirerExiting { pid }) = evidence else { return None };
-        let start = self.process(pid)?.start?;
-        Some(ProcessId { pid, start })
+        conclude::dying(&self.snapshot, &view.verdict)
     }
 
     /// True of an orphan that may be gone, or somebody's by right, in a moment: a dying process is
@@ -307,17 +267,6 @@ impl View {
     /// Orphaned locks.
     pub fn orphaned(&self) -> impl Iterator<Item = &LockView> {
         self.locks.iter().filter(|view| view.verdict.state == State::Orphaned)
-    }
-}
-
-fn survivor<'a>(snapshot: &'a Snapshot, lock: &Lock, reference: u32) -> Survivor<'a> {
-    let reference = &snapshot.references[reference as usize];
-    Survivor {
-        pid: reference.pid,
-        via: if lock.kind.belongs_to_fd_table() { Via::Files } else { reference.via },
-        fd: reference.fd,
-        opener: reference.opener,
-        process: snapshot.processes.get(&reference.pid),
     }
 }
 
@@ -489,6 +438,14 @@ mod tests {
             other.waiters.reverse();
             let [one, other] = [one, other].map(concluded);
             prop_assert_eq!(told(&one), told(&other));
+        }
+
+        #[test]
+        fn what_is_unexplained_is_the_same_with_and_without_a_view(
+            seeds in proptest::collection::vec((0u32..4, 0usize..3, 0u64..6, 0u64..40, 1i32..30), 0..40),
+        ) {
+            let facts = snapshot(&seeds, &[]);
+            prop_assert_eq!(conclude::unexplained(&facts), concluded(facts).unexplained());
         }
 
         #[test]

@@ -180,6 +180,12 @@ impl Tree {
         self.keeper.as_ref().is_none_or(|keeper| keeper.settled(SHOWN_WITHIN))
     }
 
+    /// Lets the view go that it showed: the next one is about to be made, and two of very many locks
+    /// take much memory.
+    pub(super) fn let_go(&mut self) {
+        self.shown = None;
+    }
+
     /// Shows what follows from a reading that was begun at `begun`.
     pub(super) fn show(&mut self, view: Arc<View>, watched: &[Watched], begun: BootTime) {
         self.shown = Some((view, watched.into()));

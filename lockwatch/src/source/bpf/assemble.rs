@@ -2,7 +2,9 @@
 //!
 //! Refuses to look anything up: records in, facts out. What a record does not say stays `None`.
 
-use hashbrown::{HashMap, HashSet};
+use std::hash::BuildHasher as _;
+
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 
 use lockwatch_common::snapshot::{
     InodeRecord, LockRecord, PF_EXITING, PF_FORKNOEXEC, ReferenceRecord, TargetRecord, TaskRecord,
@@ -55,7 +57,8 @@ pub(super) struct Assembler {
     last_inode: Option<(u64, FileIx)>,
     /// Where each lock is: an owner has no two that begin at one byte, so one that is met twice
     /// was taken anew while the lists were being read.
-    places: HashMap<(FileIx, LockKind, u64, i64), u32>,
+    places: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     entries: HashSet<u64>,
     requests: HashMap<u64, u32>,
     /// The granted lock under which a request queues, through others where need be.
@@ -152,13 +155,20 @@ impl Assembler {
                 None
             },
         };
-        let key = (file, lock.kind, record.owner, record.start);
-        let place = *self.places.entry(key).or_insert(self.snapshot.locks.len() as u32);
         self.entries.insert(record.entry);
-        match self.snapshot.locks.get_mut(place as usize) {
+        let key = |lock: &Lock| (lock.file, lock.kind, lock.owner, lock.range.start);
+        let hash = |lock: &Lock| self.hasher.hash_one(key(lock));
+        let locks = &mut self.snapshot.locks;
+        let seen =
+            self.places.find(hash(&lock), |&place| key(&locks[place as usize]) == key(&lock));
+        match seen {
             // The later sight counts.
-            Some(seen) => *seen = lock,
-            None => self.snapshot.locks.push(lock),
+            Some(&place) => locks[place as usize] = lock,
+            None => {
+                let (hashed, place) = (hash(&lock), locks.len() as u32);
+                locks.push(lock);
+                self.places.insert_unique(hashed, place, |&place| hash(&locks[place as usize]));
+            }
         }
     }
 
@@ -233,6 +243,9 @@ impl Assembler {
             }
         }
         self.snapshot.stable_owners = true;
+        self.snapshot.files.shrink_to_fit();
+        self.snapshot.locks.shrink_to_fit();
+        self.snapshot.references.shrink_to_fit();
         let mut inodes = vec![0; self.snapshot.files.len()];
         for (inode, file) in self.inodes {
             inodes[file.0 as usize] = inode;

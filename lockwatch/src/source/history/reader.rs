@@ -16,10 +16,10 @@ use super::collect::Collector;
 use super::join::{self, Contents};
 use super::names::Names;
 use super::{HistoryError, Tables};
+use crate::engine::conclude;
 use crate::engine::id::{self, IdKey};
 use crate::engine::input::{self, FileId};
 use crate::engine::snapshot::Limit;
-use crate::engine::view::View;
 use crate::source::bpf::{self, Hunt, Snapshots};
 
 /// From one time that the tables are brought in line with the kernel's lists to the next: that takes
@@ -118,10 +118,7 @@ impl Reader {
         bpf::order_births(&mut snapshot)?;
         snapshot.limits.extend(self.limits.iter().cloned());
         let ids = id::assign(&snapshot, &self.key);
-        // What is unexplained only a view tells.
-        let view = View::new(snapshot, &ids);
-        let unexplained = view.unexplained();
-        let mut snapshot = view.snapshot;
+        let unexplained = conclude::unexplained(&snapshot);
         if !unexplained.is_empty() {
             let hunt = self.hunt.take();
             self.hunt = bpf::explain(&mut snapshot, &unexplained, hunt);
