@@ -21,6 +21,7 @@
 //! // Dropping it unmounts, and whoever still waits gets an error.
 //! ```
 
+mod arrivals;
 mod feed;
 mod mount;
 mod state;
@@ -34,6 +35,7 @@ use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
+use self::arrivals::Arrivals;
 use self::mount::Point;
 use self::state::{Events, Gone, Message, State};
 use self::wire::{Attr, Entry, Op, Opening};
@@ -209,8 +211,9 @@ impl Shared {
     /// Answers until the mount is gone.
     fn serve(self: Arc<Self>, device: &OwnedFd) {
         let mut buffer = vec![0; wire::REQUEST_MAX];
+        let mut arrivals = Arrivals::of(device);
         loop {
-            match rustix::io::read(device, &mut buffer) {
+            match arrivals.next(&mut buffer) {
                 Ok(length) => match wire::Request::parse(&buffer[..length]) {
                     Some(request) => {
                         if let Some(answer) = self.answer(&request) {
@@ -220,7 +223,7 @@ impl Shared {
                     None => log::error!("the kernel asked the tree for something without a head"),
                 },
                 // NOENT: the request was interrupted before it could be read.
-                Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
+                Err(Errno::INTR | Errno::NOENT) => {}
                 Err(Errno::NODEV) => return,
                 Err(error) => {
                     log::error!("the tree cannot be served any more: {}", io::Error::from(error));

@@ -76,7 +76,7 @@ pub(super) struct Point {
 pub(super) fn mount(path: &Path, allow_other: bool) -> Result<(Point, OwnedFd), MountError> {
     let made = prepare(path)?;
     let point = Point { path: path.to_owned(), made };
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let device = rustix::fs::open(DEVICE, flags, Mode::empty())
         .map_err(|error| MountError::NoDevice(error.into()));
     let mounted = device.and_then(|device| {
