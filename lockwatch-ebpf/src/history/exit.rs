@@ -3,6 +3,7 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
+use aya_log_ebpf::debug;
 use lockwatch_common::history::{
     DYING_WINDOW, DiedRecord, Ending, Header, KIND_DIED, ProcessKey, SEAT_EXIT, SEAT_EXIT_AGAIN,
 };
@@ -12,6 +13,8 @@ use crate::tables::{DEAD, MOMENTS, WAITERS, add, globals, held};
 use crate::taking::now;
 use crate::{again, counters};
 
+/// By which the logger is asked for what is said here.
+const TARGET: &str = "lockwatch_ebpf";
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
@@ -84,6 +87,7 @@ unsafe fn exits(task: *const u8, seat: u32) {
             Err(EEXIST) => return,
             Err(_) => counters::lost_other(seat),
         }
+        debug!(task, target: TARGET, "process {} ends with {} and has locks", tgid, status);
         if let Some(globals) = globals() {
             (*globals).dying_until = now + DYING_WINDOW;
         }

@@ -16,7 +16,8 @@ use crate::engine::input::{FileId, Input};
 use crate::engine::memory::Memory;
 use crate::id_key;
 use crate::source::history::{
-    Continuity, History, HistoryError, Looker, Moments, Names, Options, Reader, Sizes, Tables, Told,
+    Continuity, History, HistoryError, KernelLog, Looker, Moments, Names, Options, Reader, Sizes,
+    Tables, Told,
 };
 
 /// Records that are handed on at once.
@@ -43,6 +44,28 @@ pub(super) enum KernelError {
     /// The ring cannot be waited for.
     #[error("waiting for the kernel's records: {0}")]
     Wait(#[from] io::Error),
+}
+
+/// What the kernel's programs say of themselves.
+pub(super) struct Words(Option<AsyncFd<KernelLog>>);
+
+impl Words {
+    /// Opens them, after the kernel side was opened.
+    pub(super) fn open(config: &Config) -> Result<Self, KernelError> {
+        let Some(log) = KernelLog::open(&config.state_dir)? else { return Ok(Self(None)) };
+        // SAFETY: `KernelLog` has one descriptor, the ring's map, and keeps it open while it lives.
+        let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };
+        Ok(Self(Some(log.map_err(io::Error::from)?)))
+    }
+
+    /// Waits for some, and hands them on to the logger; for ever where nobody asks for them.
+    pub(super) async fn heard(&mut self) -> io::Result<()> {
+        let Some(log) = &mut self.0 else { return std::future::pending().await };
+        let mut ready = log.readable_mut().await?;
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+        Ok(())
+    }
 }
 
 impl Kernel {

@@ -20,7 +20,7 @@ use super::Watch;
 use super::alarm::Alarm;
 use super::follow::{Hub, Socket};
 use super::instance::Instance;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Words};
 use super::log_file::LogFile;
 use super::readiness::{self, Manager};
 use super::readings::Readings;
@@ -121,6 +121,7 @@ pub(super) async fn watch(
     let hub = watching.hub.clone();
     let followers = socket.serve(&hub);
     tokio::pin!(followers);
+    let mut words = Words::open(config).context("daemon: asking the kernel's programs to speak")?;
     let mut ready = false;
     loop {
         alarm.set(watching.engine.deadline()).context("daemon: setting the alarm")?;
@@ -186,6 +187,7 @@ pub(super) async fn watch(
                 }
             },
             () = &mut followers => {}
+            heard = words.heard() => heard.context("daemon: hearing the kernel's programs")?,
             // Last, because of these there may be so many that another is always there.
             drained = kernel.records() => {
                 let records = drained.context("daemon: reading the kernel's records")?;

@@ -130,11 +130,12 @@ impl House {
         };
         let (config, log_text) = (config.display().to_string(), log.display().to_string());
         let daemon = scene.lockwatch(&["daemon", "--config", &config, "--log", &log_text])?;
-        let running = surround(daemon)
+        let daemon = daemon
             .args(args)
             .env("NOTIFY_SOCKET", self.path("notify"))
-            .env("RUST_LOG", "lockwatch=info")
-            .start()?;
+            .env("RUST_LOG", "lockwatch=info");
+        // Last: what is said twice, the surroundings decide.
+        let running = surround(daemon).start()?;
         let read = fs::metadata(&log).map_or(0, |meta| meta.len());
         let folder = scene.folder().to_owned();
         Ok(Daemon { running, log, folder, read, pending: Vec::new() })

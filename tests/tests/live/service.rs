@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_scan_reads_the_pinned_history).needs(NEEDS),
     once!(a_log_that_was_renamed_is_opened_anew_at_a_hangup).needs(NEEDS),
     once!(an_interrupted_daemon_says_so).needs(NEEDS),
+    once!(the_programs_speak_for_who_asks_for_them_by_name).needs(NEEDS),
     once!(followers_get_what_they_asked_for).needs(NEEDS),
     once!(who_follows_no_daemon_is_told_so).needs(&["root"]),
     once!(a_configuration_is_checked_without_a_daemon).needs(NEEDS),
@@ -164,6 +165,29 @@ fn an_interrupted_daemon_says_so(scene: &mut Scene) -> Result<()> {
     daemon.signal(Signal::INT)?;
     daemon.finish()?.exits(130)?;
     ensure!(!house.path("tree.sock").exists(), "its socket was left behind");
+    Ok(())
+}
+
+fn the_programs_speak_for_who_asks_for_them_by_name(scene: &mut Scene) -> Result<()> {
+    let house = House::build(scene)?;
+    let config = house.path("lockwatch.toml");
+    for (asked, speak) in [("lockwatch_ebpf=debug", true), ("debug", false)] {
+        let daemon = house.start_from(scene, &config, |daemon| daemon.env("RUST_LOG", asked))?;
+        let owner = format!("owner_{speak}");
+        scene.play(&format!(
+            "start {owner}
+             {owner}: open a lock
+             {owner}: flock a ex
+             {owner}: die KILL"
+        ))?;
+        std::thread::sleep(patience::stretched(std::time::Duration::from_millis(200)));
+        let run = daemon.stop()?;
+        let words = format!("process {} ends with 9 and has locks", scene.pid(&owner)?);
+        let said = String::from_utf8_lossy(&run.stderr).contains(&words);
+        ensure!(said == speak, "with {asked}: {}", String::from_utf8_lossy(&run.stderr));
+        // The next one loads the programs anew.
+        scene.lockwatch(&["daemon", "--detach", "--config", &house.config()])?.run()?.exits(0)?;
+    }
     Ok(())
 }
 

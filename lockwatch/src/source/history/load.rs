@@ -9,7 +9,7 @@ use lockwatch_common::history::{
 };
 use lockwatch_common::offsets::{self, ABSENT, Offsets};
 
-use super::HistoryError;
+use super::{HistoryError, kernel_log};
 use crate::source::bpf::{self, BpfError, btf, layout};
 
 /// The programs and their tables, embedded.
@@ -43,6 +43,9 @@ const ONCE: [Program; 6] = [
     on("sched_process_exit"),
     on("sched_process_fork"),
 ];
+
+/// One that has words to say.
+pub(super) const SPEAKER: &str = "sched_process_exit";
 
 /// The second ones, which must be attached after the first.
 const AGAIN: [Program; 3] = [
@@ -116,12 +119,18 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
     let hints = hints();
     let mask = hints - 1;
     let twice = u32::from(are_preempted());
+    let words = kernel_log::wanted();
     let mut loader = EbpfLoader::new();
+    if words == 0 {
+        // The least that a ring may have.
+        loader.map_max_entries(kernel_log::RING, rustix::param::page_size() as u32);
+    }
     loader
         .btf(None)
         .override_global(offsets::GLOBAL, &offsets, true)
         .override_global(HELD_MASK, &mask, true)
         .override_global(TWICE, &twice, true)
+        .override_global(aya_log::LEVEL, &words, true)
         .map_max_entries(HELD_MAP, hints)
         .map_max_entries(LOCKS_MAP, sizes.locks)
         .map_max_entries(OWNERS_MAP, sizes.owners)

@@ -8,6 +8,7 @@ mod array;
 mod cleared;
 mod collect;
 mod join;
+mod kernel_log;
 mod load;
 mod looker;
 mod moments;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use join::{Contents, join};
+pub use kernel_log::KernelLog;
 pub use load::Sizes;
 pub use looker::Looker;
 pub use moments::{Moments, RecordError, Told};

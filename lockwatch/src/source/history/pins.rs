@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, RingBuf};
@@ -144,6 +145,15 @@ fn globals(folder: &Path, writable: bool) -> Result<MappedArray, HistoryError> {
 
 fn link_path(folder: &Path, program: &str) -> PathBuf {
     folder.join(format!("link_{program}"))
+}
+
+/// The id of a program of the history that is pinned in the folder, by which what all of them say is
+/// found.
+pub(super) fn speaker(folder: &Path) -> Result<u32, HistoryError> {
+    let path = link_path(&folder.join(FOLDER), load::SPEAKER);
+    let ask = |error| pin("ask", &path, error);
+    let program = sys::program_of(&path).map_err(ask)?;
+    sys::id_of(program.as_fd()).map_err(ask)
 }
 
 fn take_over(folder: &Path) -> Result<Tables, HistoryError> {

@@ -124,6 +124,13 @@ pub(super) fn program_of(link: &Path) -> io::Result<OwnedFd> {
     unsafe { open(BPF_PROG_GET_FD_BY_ID, &mut attributes) }
 }
 
+/// The id of a program.
+pub(super) fn id_of(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_prog_info` of include/uapi/linux/bpf.h: type, id.
+    let [words] = info::<1>(program)?;
+    Ok((words >> 32) as u32)
+}
+
 /// How often a program could not run because it already did on the same CPU
 /// (`bpf_prog_info.recursion_misses`; 0 before 5.12, which does not count).
 pub(super) fn missed(program: BorrowedFd<'_>) -> io::Result<u64> {
