@@ -81,6 +81,9 @@ unsafe fn done(attempt: &mut Attempt) {
         if (*globals).owners != 0
             && let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner())
         {
+            if attempt.access != F_UNLCK && (*owner).cleared_at == (*owner).last_at {
+                pass_on(owner);
+            }
             write_down(attempt, owner, now());
             return;
         }
@@ -137,6 +140,29 @@ unsafe fn given_back(
             }
             Unsetting::Cleared => begin(attempt, slot, true),
             Unsetting::Other => begin_with(attempt, slot),
+        }
+    }
+}
+
+/// An owner that had nothing takes something: it may be another by now, to whom the kernel gave the
+/// same addresses. Its death is what matters from now on.
+#[inline(never)]
+unsafe fn pass_on(owner: *mut Owner) {
+    let (tgid, _) = party::ids();
+    let (_, start) = party::flags_and_start();
+    // SAFETY: the caller gives the map's value.
+    unsafe {
+        let before = (*owner).tgid;
+        (*owner).start = start;
+        if before == tgid {
+            return;
+        }
+        (*owner).tgid = tgid;
+        if let Some(held) = held(before) {
+            add(&raw mut (*held).locks, -1);
+        }
+        if let Some(held) = held(tgid) {
+            add(&raw mut (*held).locks, 1);
         }
     }
 }
