@@ -157,7 +157,9 @@ impl Hammer {
                 Role::Writer => self.write(WRITES[turn % WRITES.len()], &[]),
                 Role::Nonsense => self.write(NONSENSE[turn % NONSENSE.len()], &[libc::EINVAL]),
                 Role::Impatient => {
-                    self.write(("locks/guarded/conf_locked", "0\n"), &[libc::EBUSY]);
+                    // Where a list changed too fast to be read, what is locked is not known.
+                    let refusals = [libc::EBUSY, libc::EIO];
+                    self.write(("locks/guarded/conf_locked", "0\n"), &refusals);
                 }
                 Role::Releaser => self.release(),
                 Role::Follower | Role::Changer => {}
