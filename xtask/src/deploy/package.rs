@@ -35,6 +35,12 @@ pub(super) const TESTS: &[Test] = &[
         body: reproducible,
     },
     Test {
+        name: "package::its_documents_lead_to_each_other",
+        needs: &["strip", "gzip"],
+        root: false,
+        body: links,
+    },
+    Test {
         name: "package::it_installs_runs_upgrades_without_a_gap_and_purges_in_a_throw_away_root",
         needs: &["dpkg", "unshare", "chroot"],
         root: true,
@@ -79,6 +85,32 @@ fn reproducible(made: &dist::Made) -> Result<()> {
     let again = deb::build(&stage, &deb::Release::from_changelog()?, folder.path())?;
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     ensure!(read(&again)? == read(&made.deb)?, "the second is another");
+    Ok(())
+}
+
+fn links(_made: &dist::Made) -> Result<()> {
+    let folder = tempfile::tempdir().context("a folder")?;
+    let stage = Stage::fill(&folder.path().join("stage"), &workspace::binary())?;
+    let documents = stage.folder().join(Stage::DOCS);
+    let mut found = 0;
+    for folder in [documents.clone(), documents.join("runbooks")] {
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry.context("an entry")?.path();
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+                let file = link.split('#').next().unwrap_or_default();
+                if file.is_empty() || file.contains("://") {
+                    continue;
+                }
+                ensure!(folder.join(file).exists(), "{} leads to {link}", path.display());
+                found += 1;
+            }
+        }
+    }
+    ensure!(found > 15, "only {found} links");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::{command, workspace};
 
 /// Files of the repository, and where they go.
-const COPIED: [(&str, &str); 11] = [
+const COPIED: [(&str, &str); 7] = [
     ("deploy/lockwatch.toml", "etc/lockwatch/lockwatch.toml"),
     ("deploy/systemd/lockwatch.service", "usr/lib/systemd/system/lockwatch.service"),
     ("deploy/prometheus/lockwatch.rules.yml", "usr/share/lockwatch/prometheus/lockwatch.rules.yml"),
@@ -21,13 +21,7 @@ const COPIED: [(&str, &str); 11] = [
     ("deploy/grafana/lockwatch.json", "usr/share/lockwatch/grafana/lockwatch.json"),
     ("deploy/kubernetes/daemonset.yaml", "usr/share/doc/lockwatch/examples/daemonset.yaml"),
     ("deploy/debian/copyright", "usr/share/doc/lockwatch/copyright"),
-    ("docs/configuration.md", "usr/share/doc/lockwatch/configuration.md"),
-    ("docs/service.md", "usr/share/doc/lockwatch/service.md"),
-    ("docs/kubernetes.md", "usr/share/doc/lockwatch/kubernetes.md"),
-    ("README.md", "usr/share/doc/lockwatch/README.md"),
 ];
-/// Folders of which every file goes.
-const FOLDERS: [(&str, &str); 1] = [("docs/runbooks", "usr/share/doc/lockwatch/runbooks")];
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/lockwatch"),
     ("zsh", "usr/share/zsh/vendor-completions/_lockwatch"),
@@ -39,6 +33,9 @@ const COMPLETIONS: [(&str, &str); 3] = [
 pub(crate) struct Stage(PathBuf);
 
 impl Stage {
+    /// The folder of what there is to read.
+    pub(crate) const DOCS: &str = "usr/share/doc/lockwatch";
+
     /// Empties the folder and fills it.
     pub(crate) fn fill(folder: &Path, binary: &Path) -> Result<Self> {
         if folder.exists() {
@@ -55,11 +52,7 @@ impl Stage {
         for (from, to) in COPIED {
             stage.copy(&root.join(from), to)?;
         }
-        for (from, to) in FOLDERS {
-            for name in names(&root.join(from))? {
-                stage.copy(&root.join(from).join(&name), &format!("{to}/{name}"))?;
-            }
-        }
+        stage.documents(&root)?;
         stage.manual(&program)?;
         for (shell, to) in COMPLETIONS {
             let text = command::capture(Command::new(&program).args(["completions", shell]), "")?;
@@ -95,6 +88,20 @@ impl Stage {
             mode(&folder, 0o755)?;
         }
         Ok(path)
+    }
+
+    /// Everything in `docs`, and the README beside it, whose links lead there.
+    fn documents(&self, root: &Path) -> Result<()> {
+        for folder in ["", "/runbooks"] {
+            let from = root.join(format!("docs{folder}"));
+            for name in names(&from)? {
+                if from.join(&name).is_file() {
+                    self.copy(&from.join(&name), &format!("{}{folder}/{name}", Self::DOCS))?;
+                }
+            }
+        }
+        let readme = fs::read_to_string(root.join("README.md")).context("README.md")?;
+        self.write(&format!("{}/README.md", Self::DOCS), readme.replace("](docs/", "](").as_bytes())
     }
 
     fn manual(&self, program: &Path) -> Result<()> {
