@@ -1,8 +1,8 @@
 //! Attempts that failed: who waits since when, and what a refused one met.
 
 use lockwatch_common::history::{
-    Entry, F_UNLCK, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey, REFUSAL_WINDOW,
-    Wait, refusal_of,
+    Entry, F_UNLCK, Held, KIND_ACQUIRED, KIND_BLOCKED, KIND_REFUSED, Key, ProcessKey,
+    REFUSAL_WINDOW, Wait, refusal_of,
 };
 
 use crate::attempt::Attempt;
@@ -97,11 +97,22 @@ pub(crate) fn refused(attempt: &Attempt) {
 /// The current thread has what it may have waited for.
 #[inline(always)]
 pub(crate) fn granted(attempt: &Attempt) {
+    // What is ordinary ends here.
+    if !held(party::ids().1).is_some_and(waits) {
+        return;
+    }
     // One after the other, and not one within the other: the stack is short.
     if attention::may_meet_a_death(now()) {
         succeed(attempt);
     }
     over(attempt.seat, true);
+}
+
+/// True where the thread of these hints waits.
+#[inline(always)]
+fn waits(held: *mut Held) -> bool {
+    // SAFETY: the map's value; a plain number.
+    unsafe { (*held).waits > 0 }
 }
 
 /// Tells of an acquisition after a wait for a lock whose owner crashed.
@@ -152,7 +163,7 @@ pub(crate) fn over(seat: u32, granted: bool) {
     let Some(held) = held(tid) else { return };
     // SAFETY: the maps' values; only the thread itself writes to its place.
     unsafe {
-        if (*held).waits <= 0 {
+        if !waits(held) {
             return;
         }
         let Some(wait) = WAITERS.get_ptr_mut(tid as u64) else { return };
