@@ -62,10 +62,7 @@ impl AsFd for KernelLog {
 /// The most detailed level that is asked for, as aya-log numbers it; 0 for none.
 pub(super) fn wanted() -> u8 {
     // Only by name: whoever wants to hear more of the daemon does not want the kernel slower.
-    let Some(level) = named() else { return 0 };
-    let all = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
-    let place = all.iter().position(|one| *one == level);
-    place.map_or(0, |place| place as u8 + 1)
+    named().map_or(0, |level| level as u8)
 }
 
 /// The level that the environment names for [`TARGET`], in the syntax of env_logger(1).

@@ -191,8 +191,8 @@ fn moment(record: &MomentRecord, told: &mut Told<'_>) -> Option<Input> {
             Input::Acquired(Acquired { lock, by, at, generation })
         }
         KIND_RELEASED => {
-            let by = told.names.remembered(told.looker.closer(record));
-            Input::Released(Released { lock, by, at })
+            // Who reclaims gives back by name: that was no look.
+            Input::Released(Released { lock, by: told.names.remembered(&record.by), at })
         }
         kind => Input::Attempt(Attempt {
             met: lock,

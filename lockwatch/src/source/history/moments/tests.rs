@@ -98,6 +98,25 @@ fn a_record_that_is_not_as_long_as_it_says_is_an_error() {
     assert!(told(&[]).is_err());
 }
 
+#[test]
+fn what_a_looker_gives_back_by_name_it_has_given_back() {
+    let by = Party { tgid: 5, ..Party::NOBODY };
+    let told_by = |kind| {
+        let record = ended(0, 0);
+        let header = Header { kind, ..record.header };
+        let record = MomentRecord { header, by, ..record };
+        let looker = Looker { pid: 5, exe_ino: 0 };
+        let mut told = Told { key: &KEY, names: &mut Names::default(), boot_unix: 0, looker };
+        match parse(&bytes(&record), &mut told) {
+            Ok(Parsed::Input(Input::Ended(ended))) => ended.ended_by.id.pid,
+            Ok(Parsed::Input(Input::Released(released))) => released.by.id.pid,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told_by(KIND_ENDED), 7, "it was the last to close it, and only looked");
+    assert_eq!(told_by(KIND_RELEASED), 5, "it asked for it");
+}
+
 proptest! {
     #[test]
     fn any_bytes_give_an_input_or_an_error(
