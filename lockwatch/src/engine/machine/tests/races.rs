@@ -23,6 +23,17 @@ fn a_crash_hand_off_tells_death_release_acquisition_and_whether_the_file_was_wri
     assert_eq!(told.taken_at, Some(ms(6_000)));
 }
 
+/// A locksmith that has the lock, and another process that may want it.
+fn locksmith_and_successor() -> Stage {
+    let mut stage = Stage::new();
+    stage.world.file(131, stories::PATH);
+    stage.world.born(8123, "locksmith", ms(5_000));
+    stage.world.open(8123, 131, 1);
+    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
+    stage.world.born(8200, "successor", ms(5_500));
+    stage
+}
+
 /// A locksmith that ends so, and another that takes its lock so many milliseconds later.
 fn handed(end: End, later: u64, access: Access) -> Vec<&'static str> {
     let mut stage = Stage::new();
@@ -172,12 +183,7 @@ fn an_exit_race_is_told_once_for_each_process_that_tried() {
 
 #[test]
 fn an_exit_race_whose_lock_ends_just_before_the_reading_that_looks_for_it_is_told() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.world.born(8200, "successor", ms(5_500));
+    let mut stage = locksmith_and_successor();
     stage.until(11_000);
     let death = stage.dies(8123, End::Signal(9));
     let attempt = stage.attempt(8200, 1, Outcome::Refused, Some(death));
@@ -225,12 +231,7 @@ fn whoever_takes_a_lock_after_a_crash_and_is_first_heard_of_at_its_own_end_had_i
 
 #[test]
 fn an_attempt_on_a_lock_whose_owner_is_stuck_in_its_exit_is_an_exit_race() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.world.born(8200, "successor", ms(5_500));
+    let mut stage = locksmith_and_successor();
     stage.until(11_000);
     let process = stage.world.facts.processes[&8123].clone();
     let death = stage.dies(8123, End::Signal(9));
@@ -269,12 +270,7 @@ fn what_an_heir_lets_go_is_neither_a_hand_off_nor_an_exit_race() {
 
 #[test]
 fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
-    let mut stage = Stage::new();
-    stage.world.file(131, stories::PATH);
-    stage.world.born(8123, "locksmith", ms(5_000));
-    stage.world.open(8123, 131, 1);
-    stage.world.lock(8123, 131, 1, Access::Write, ms(6_000));
-    stage.world.born(8200, "successor", ms(5_500));
+    let mut stage = locksmith_and_successor();
     stage.world.born(33, "kworker/1:2", ms(1));
     stage.until(12_000);
     let death = stage.dies(8123, End::Signal(9));
