@@ -6,7 +6,7 @@
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 6;
+pub const LAYOUT: u64 = 7;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -29,7 +29,7 @@ pub const SURVIVED_MAP: &str = "SURVIVED";
 pub const SURVIVED: u32 = 1 << 14;
 /// Name of the map [`FileKey`] → when attention ends, ns of `CLOCK_BOOTTIME`, or [`FOREVER`].
 pub const ATTENDED_MAP: &str = "ATTENDED";
-/// Name of the array of [`Held`], by pid modulo its length.
+/// Name of the array of [`Held`], by [`held_of`].
 pub const HELD_MAP: &str = "HELD";
 /// Name of the array of [`Slot`], by [`slot_of`] modulo its length.
 pub const SLOTS_MAP: &str = "SLOTS_TABLE";
@@ -380,6 +380,14 @@ pub struct Slot {
     /// When a lock of any class, of an owner with this place, was taken out of [`LOCKS_MAP`] last, ns
     /// of `CLOCK_BOOTTIME`, or 0.
     pub removed_at: u64,
+}
+
+/// The place of a pid or thread id in [`HELD_MAP`], of a length that is a power of two and greater by one
+/// than `mask`. Each id below the length has a place of its own, and neighbours are far apart: they are
+/// often parent and children that lock on different CPUs, and a cache line holds two places.
+#[inline(always)]
+pub const fn held_of(id: u32, mask: u32) -> u32 {
+    id.wrapping_mul(0x9e37_79b1) & mask
 }
 
 /// The refused attempt that was told last, of those that share a place.

@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lockwatch_common::history::{
     CPUS, Counters, Ending, Entry, FileKey, Globals, Held, Key, NOTES, Note, Operation,
     OperationKey, Owner, OwnerKey, ProcessKey, REFUSALS, Refusal, SEATS, SLOTS,
-    SURVIVED as SURVIVORS, Slot, Wait,
+    SURVIVED as SURVIVORS, Slot, Wait, held_of,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -56,7 +56,7 @@ pub(crate) fn globals() -> Option<*mut Globals> {
 /// The hint about a pid or thread id.
 #[inline(always)]
 pub(crate) fn held(pid: i32) -> Option<*mut Held> {
-    HELD.get_ptr_mut(pid as u32 & crate::kernel::load(&HELD_MASK))
+    HELD.get_ptr_mut(held_of(pid as u32, crate::kernel::load(&HELD_MASK)))
 }
 
 /// The hint about an owner; `None` of one that has none.

@@ -12,7 +12,7 @@ use lockwatch_common::history::{
     ATTENDED_MAP, BUCKETS, COUNTERS_MAP, Counters, DEAD_MAP, Ending, Entry, F_UNLCK, F_WRLCK,
     FOREVER, FileKey, HELD_MAP, KINDS, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
     OperationKey, Owner, OwnerKey, ProcessKey, SEATS, SLOTS, SLOTS_MAP, SURVIVED_MAP, TOLD_MAP,
-    WAITERS_MAP, Wait, slot_of,
+    WAITERS_MAP, Wait, held_of, slot_of,
 };
 use lockwatch_common::wire;
 
@@ -301,12 +301,12 @@ impl Tables {
 
     /// Counts a lock of a pid in or out of the hints.
     pub(super) fn hint_pid(&self, tgid: i32, by: i64) {
-        self.held.add((tgid as u32 & self.held_mask) as usize * HELD_WORDS, by);
+        self.held.add(held_of(tgid as u32, self.held_mask) as usize * HELD_WORDS, by);
     }
 
     /// Counts a wait of a thread out of the hints.
     pub(super) fn hint_wait(&self, tid: u64, by: i64) {
-        let at = (tid as u32 & self.held_mask) as usize * HELD_WORDS;
+        let at = held_of(tid as u32, self.held_mask) as usize * HELD_WORDS;
         self.held.add(at + 1, by);
         self.held.add(at + 2, by);
     }
