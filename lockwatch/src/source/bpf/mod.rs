@@ -9,6 +9,7 @@ pub mod btf;
 mod enrich;
 mod kernel_users;
 pub mod layout;
+mod loader;
 pub mod probe;
 pub mod record;
 mod refusal;
@@ -28,8 +29,9 @@ use acquaintance::Acquaintance;
 use assemble::Assembler;
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use aya::{Btf, Ebpf, Endianness};
 use hashbrown::HashMap;
+pub(super) use loader::loader;
 use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::snapshot::{
     MODE_ALL_LOCKS, MODE_DESCRIPTORS, SEED_FD, State, WALKED_MAP, WALKED_MASK, WALKED_WAYS,
@@ -261,16 +263,8 @@ pub(super) fn failed<E: std::error::Error + 'static>(what: &'static str) -> impl
 
 impl TaskFileIterator {
     fn load(seed: u32) -> Result<Self, BpfError> {
-        // The loader reads the kernel's whole type information when it is made, wanted or not;
-        // meanwhile what is needed of it is found here.
-        let (loader, types) = std::thread::scope(|scope| {
-            let loader = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
-            let types = Types::read();
-            let loader = loader.ok().and_then(|loader| loader.join().ok());
-            (loader.unwrap_or_default(), types)
-        });
-        let Types { offsets, targets } = types?;
-        let mut loader = loader;
+        let Types { offsets, targets } = Types::read()?;
+        let mut loader = loader();
         let walked = walked_buckets();
         let mask = walked - 1;
         let mut object = loader

@@ -4,10 +4,10 @@
 //! nothing.
 
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Lsm, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Btf, Ebpf};
 
 use super::refusal::{self, in_one_line};
-use super::{BTF_PATH, btf, layout};
+use super::{BTF_PATH, btf, layout, loader};
 
 /// Programs that do nothing, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
@@ -65,7 +65,7 @@ pub fn ask() -> Answers {
         Ok(_) => Ok("has every structure that is needed".into()),
         Err(error) => Err(error.to_string()),
     };
-    let load = || EbpfLoader::new().btf(None).load(OBJECT);
+    let load = || loader().btf(None).load(OBJECT);
     let kernel = Btf::from_sys_fs();
     let (mut object, kernel) = match (load(), kernel) {
         (Ok(object), Ok(kernel)) => (object, kernel),

@@ -21,7 +21,7 @@ use lockwatch_common::search_offsets::{self, SearchOffsets};
 use super::search_layout::search_layout;
 use super::search_record::parse;
 use super::sightings::Sightings;
-use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout};
+use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout, loader};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{FileIx, Search, Via};
 
@@ -75,41 +75,35 @@ impl Hunt {
     /// # Errors
     /// Where this kernel or these privileges do not allow it.
     pub(super) fn new(wanted: BTreeMap<Owner, FileIx>) -> Result<Self, BpfError> {
-        // The loader reads the kernel's whole type information when it is made, wanted or not;
-        // meanwhile what is needed of it is found here.
-        std::thread::scope(|scope| {
-            let loader = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
-            let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
-            let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-            let layout = search_layout(&kernel);
-            let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();
-            let search_offsets = layout.offsets.words();
-            let targets = |program: Program| program.targets(&kernel);
-            let (descriptors, walker) = (targets(DESCRIPTORS)?, targets(WALKER)?);
-            let mappings = (layout.offsets.has_mappings == 1).then(|| targets(MAPPINGS));
-            let loader = loader.ok().and_then(|loader| loader.join().ok()).unwrap_or_default();
+        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+        let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
+        let layout = search_layout(&kernel);
+        let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();
+        let search_offsets = layout.offsets.words();
+        let targets = |program: Program| program.targets(&kernel);
+        let (descriptors, walker) = (targets(DESCRIPTORS)?, targets(WALKER)?);
+        let mappings = (layout.offsets.has_mappings == 1).then(|| targets(MAPPINGS));
 
-            let mut searcher = Searcher::load(loader, &offsets, &search_offsets, &wanted)?;
-            let mut gaps = layout.gaps;
-            let mut ready = vec![(DESCRIPTORS, descriptors), (WALKER, walker)];
-            match mappings {
-                Some(Ok(mappings)) => ready.push((MAPPINGS, mappings)),
-                Some(Err(error)) => gaps.push((Via::Mmap, error.to_string())),
-                None => {}
-            }
-            let mut mappings = false;
-            for (program, loaded) in searcher.load_programs(&ready) {
-                match loaded {
-                    Ok(()) => mappings |= program.name == MAPPINGS.name,
-                    Err(error) if program.name == MAPPINGS.name => {
-                        gaps.push((Via::Mmap, error.to_string()));
-                    }
-                    Err(error) => return Err(error),
+        let mut searcher = Searcher::load(loader(), &offsets, &search_offsets, &wanted)?;
+        let mut gaps = layout.gaps;
+        let mut ready = vec![(DESCRIPTORS, descriptors), (WALKER, walker)];
+        match mappings {
+            Some(Ok(mappings)) => ready.push((MAPPINGS, mappings)),
+            Some(Err(error)) => gaps.push((Via::Mmap, error.to_string())),
+            None => {}
+        }
+        let mut mappings = false;
+        for (program, loaded) in searcher.load_programs(&ready) {
+            match loaded {
+                Ok(()) => mappings |= program.name == MAPPINGS.name,
+                Err(error) if program.name == MAPPINGS.name => {
+                    gaps.push((Via::Mmap, error.to_string()));
                 }
+                Err(error) => return Err(error),
             }
-            let (ended, is_quick) = (Instant::now(), false);
-            Ok(Self { searcher, wanted, gaps, ended, mappings, is_quick })
-        })
+        }
+        let (ended, is_quick) = (Instant::now(), false);
+        Ok(Self { searcher, wanted, gaps, ended, mappings, is_quick })
     }
 
     /// The same for one who looks again and again: mappings are left out where they can tell nothing

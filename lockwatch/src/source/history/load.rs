@@ -2,7 +2,7 @@
 
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Btf, Ebpf};
 use lockwatch_common::history::{
     ATTENDED_MAP, DEAD_MAP, HELD_MAP, HELD_MASK, LOCKS_MAP, MOMENTS_MAP, OPERATIONS_MAP,
     OWNERS_MAP, TWICE, WAITERS_MAP,
@@ -120,7 +120,7 @@ pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
     let mask = hints - 1;
     let twice = u32::from(are_preempted());
     let words = kernel_log::wanted();
-    let mut loader = EbpfLoader::new();
+    let mut loader = bpf::loader();
     if words == 0 {
         // The least that a ring may have.
         loader.map_max_entries(kernel_log::RING, rustix::param::page_size() as u32);
