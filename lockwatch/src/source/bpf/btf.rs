@@ -4,7 +4,7 @@
 //! bytes in, a table or an error that names the offset out. The format is that of
 //! `Documentation/bpf/btf.rst`.
 
-use std::collections::HashMap;
+use hashbrown::HashMap; // not iterated
 
 /// Why bytes are not BTF.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -53,7 +53,9 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Offset of each type in `types`; index 0 is `void`.
     at: Vec<u32>,
-    structures: HashMap<&'a [u8], u32>,
+    structures: HashMap<&'a [u8], u32>, // not iterated
+    /// Numbers of the functions, rising.
+    functions: Vec<u32>,
 }
 
 impl<'a> Btf<'a> {
@@ -80,6 +82,7 @@ impl<'a> Btf<'a> {
             strings,
             at: Vec::with_capacity(types.len() / 24),
             structures: HashMap::new(),
+            functions: Vec::new(),
         };
         btf.at.push(0);
         btf.index()?;
@@ -114,6 +117,9 @@ impl<'a> Btf<'a> {
                 let name = string(self.strings, name);
                 self.structures.entry(name).or_insert(id);
             }
+            if kind == FUNC {
+                self.functions.push(id);
+            }
             at = next;
         }
         Ok(())
@@ -121,37 +127,43 @@ impl<'a> Btf<'a> {
 
     /// Number of the function `name`.
     pub fn function(&self, name: &str) -> Option<u32> {
-        (1..self.at.len() as u32).find(|&id| {
-            let (type_name, info, _) = self.head(id);
-            kind(info) == FUNC && string(self.strings, type_name) == name.as_bytes()
-        })
+        let mut functions = self.functions.iter().copied();
+        functions.find(|&id| is_string(self.strings, self.head(id).0, name.as_bytes()))
     }
 
-    /// A table in which `name` alone is a function, and has the number that it has here.
+    /// A table in which those of `names` that are functions here alone are any, and have the numbers
+    /// that they have here.
     ///
     /// A program is attached by that number. A loader that is given this small table does not
     /// spend 20 ms on reading the kernel's whole one.
-    ///
-    /// # Errors
-    /// Where there is no such function.
-    pub fn only_function(&self, name: &str) -> Result<Vec<u8>, BtfError> {
-        let number = self.function(name).ok_or(BtfError::Header("a function is absent"))?;
-        let strings = [b"\0", name.as_bytes(), b"\0"].concat();
-        let types = number as usize * 12;
+    pub fn only_functions(&self, names: &[&str]) -> Vec<u8> {
+        let mut strings = vec![0];
+        // Number here, and where in the strings its name is.
+        let mut named: Vec<(u32, u32)> = Vec::new();
+        for name in names {
+            let Some(number) = self.function(name) else { continue };
+            named.push((number, strings.len() as u32));
+            strings.extend(name.as_bytes());
+            strings.push(0);
+        }
+        named.sort_unstable();
+        let last = named.last().map_or(0, |&(number, _)| number);
+        let types = last as usize * 12;
         let mut table = Vec::with_capacity(24 + types + strings.len());
         let mut word = |word: u32| table.extend_from_slice(&word.to_ne_bytes());
         for value in [1 << 16 | u32::from(MAGIC), 24, 0, types as u32, types as u32] {
             word(value);
         }
         word(strings.len() as u32);
-        for id in 1..=number {
-            let this = id == number;
-            word(u32::from(this));
-            word(if this { FUNC } else { FWD } << 24);
+        let mut named = named.into_iter().peekable();
+        for id in 1..=last {
+            let name = named.next_if(|&(number, _)| number == id).map(|(_, name)| name);
+            word(name.unwrap_or(0));
+            word(if name.is_some() { FUNC } else { FWD } << 24);
             word(0);
         }
         table.extend(strings);
-        Ok(table)
+        table
     }
 
     /// True where `bpf_d_path` may surely be called from an iterator. It may since 5.12, which
@@ -218,7 +230,7 @@ impl<'a> Btf<'a> {
                 if let Some((inner, id)) = self.member(id, name, depth + 1) {
                     return Some((offset.checked_add(inner)?, id));
                 }
-            } else if width == 0 && string(self.strings, member_name) == name {
+            } else if width == 0 && is_string(self.strings, member_name, name) {
                 return Some((offset, id));
             }
         }
@@ -255,6 +267,12 @@ fn kind(info: u32) -> u32 {
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// True where the string at `at` is `text`, without a look for its end.
+fn is_string(strings: &[u8], at: u32, text: &[u8]) -> bool {
+    let rest = strings.get(at as usize..).unwrap_or(&[]);
+    rest.starts_with(text) && rest.get(text.len()).is_none_or(|&byte| byte == 0)
 }
 
 fn string(strings: &[u8], at: u32) -> &[u8] {
@@ -312,6 +330,19 @@ mod tests {
         assert_eq!(btf.offset_of("outer", "c.y"), Some(8));
         assert_eq!(btf.offset_of("inner", "y"), Some(4));
         assert_eq!(btf.function("tick"), Some(6));
+        assert_eq!(btf.function("tic"), None);
+    }
+
+    #[test]
+    fn a_table_of_some_functions_has_them_under_their_numbers_and_nothing_else() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).expect("the sample is valid");
+        let small = btf.only_functions(&["absent", "tick"]);
+        let small = Btf::parse(&small).expect("what is made is valid");
+        assert_eq!(small.function("tick"), Some(6));
+        assert_eq!(small.functions, [6]);
+        assert!(!small.has_structure("outer"));
+        assert_eq!(btf.only_functions(&["absent"]).len(), 24 + 1);
     }
 
     #[test]

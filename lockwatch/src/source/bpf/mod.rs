@@ -403,8 +403,7 @@ impl Types {
     fn read() -> Result<Self, BpfError> {
         let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
         let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-        let targets =
-            kernel.only_function(&format!("bpf_iter_{PROGRAM}")).map_err(BpfError::Btf)?;
+        let targets = kernel.only_functions(&[&format!("bpf_iter_{PROGRAM}")]);
         Ok(Self {
             offsets: layout::offsets(&kernel, kernel.allows_d_path())?.words(),
             targets: Btf::parse(&targets, Endianness::default())

@@ -46,13 +46,13 @@ struct Program {
     iterator: &'static str,
 }
 
-impl Program {
-    /// The function that it is attached to, and nothing else.
-    fn targets(self, kernel: &btf::Btf<'_>) -> Result<Btf, BpfError> {
-        let function = format!("bpf_iter_{}", self.iterator);
-        let targets = kernel.only_function(&function).map_err(BpfError::Btf)?;
-        Btf::parse(&targets, Endianness::default()).map_err(failed("type information"))
-    }
+/// The functions that programs are attached to, and nothing else.
+fn targets(kernel: &btf::Btf<'_>, programs: &[Program]) -> Result<Btf, BpfError> {
+    let functions: Vec<String> =
+        programs.iter().map(|program| format!("bpf_iter_{}", program.iterator)).collect();
+    let functions: Vec<&str> = functions.iter().map(String::as_str).collect();
+    let table = kernel.only_functions(&functions);
+    Btf::parse(&table, Endianness::default()).map_err(failed("type information"))
 }
 
 /// A search that can be made more than once: the loaded object, and what it looks for.
@@ -80,20 +80,16 @@ impl Hunt {
         let layout = search_layout(&kernel);
         let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();
         let search_offsets = layout.offsets.words();
-        let targets = |program: Program| program.targets(&kernel);
-        let (descriptors, walker) = (targets(DESCRIPTORS)?, targets(WALKER)?);
-        let mappings = (layout.offsets.has_mappings == 1).then(|| targets(MAPPINGS));
+        let mut programs = vec![DESCRIPTORS, WALKER];
+        if layout.offsets.has_mappings == 1 {
+            programs.push(MAPPINGS);
+        }
+        let targets = targets(&kernel, &programs)?;
 
         let mut searcher = Searcher::load(loader(), &offsets, &search_offsets, &wanted)?;
         let mut gaps = layout.gaps;
-        let mut ready = vec![(DESCRIPTORS, descriptors), (WALKER, walker)];
-        match mappings {
-            Some(Ok(mappings)) => ready.push((MAPPINGS, mappings)),
-            Some(Err(error)) => gaps.push((Via::Mmap, error.to_string())),
-            None => {}
-        }
         let mut mappings = false;
-        for (program, loaded) in searcher.load_programs(&ready) {
+        for (program, loaded) in searcher.load_programs(&programs, &targets) {
             match loaded {
                 Ok(()) => mappings |= program.name == MAPPINGS.name,
                 Err(error) if program.name == MAPPINGS.name => {
@@ -244,10 +240,14 @@ impl Searcher {
 
     /// Loads them side by side: the verifier's time is most of a search's, and it proves each
     /// program by itself.
-    fn load_programs(&mut self, ready: &[(Program, Btf)]) -> Vec<(Program, Result<(), BpfError>)> {
+    fn load_programs(
+        &mut self,
+        programs: &[Program],
+        targets: &Btf,
+    ) -> Vec<(Program, Result<(), BpfError>)> {
         let mut objects: HashMap<&str, &mut aya::programs::Program> =
             self.object.programs_mut().collect();
-        let mut load = |program: Program, targets| {
+        let mut load = |program: Program| {
             let absent = BpfError::Load { what: program.name, why: "not in the object".into() };
             let object = objects.remove(program.name).ok_or(absent);
             move || {
@@ -257,10 +257,10 @@ impl Searcher {
             }
         };
         std::thread::scope(|scope| {
-            let begun: Vec<_> = ready
+            let begun: Vec<_> = programs
                 .iter()
-                .map(|&(program, ref targets)| {
-                    let loading = load(program, targets);
+                .map(|&program| {
+                    let loading = load(program);
                     (program, std::thread::Builder::new().spawn_scoped(scope, loading))
                 })
                 .collect();
