@@ -7,6 +7,7 @@ mod acquaintance;
 mod assemble;
 pub mod btf;
 mod enrich;
+mod kernel_types;
 mod kernel_users;
 pub mod layout;
 mod loader;
@@ -31,6 +32,7 @@ use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, Endianness};
 use hashbrown::HashMap;
+pub(super) use kernel_types::{BTF_PATH, KernelTypes};
 pub(super) use loader::loader;
 use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::snapshot::{
@@ -90,7 +92,6 @@ pub enum BpfError {
 
 /// The program and its maps, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snapshot.bpf.o"));
-pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "task_file";
 
 /// Windows that may wait to be put in order before the reader waits.
@@ -401,7 +402,7 @@ struct Types {
 
 impl Types {
     fn read() -> Result<Self, BpfError> {
-        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+        let bytes = KernelTypes::open().map_err(BpfError::NoBtf)?;
         let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
         let targets = kernel.only_functions(&[&format!("bpf_iter_{PROGRAM}")]);
         Ok(Self {

@@ -7,7 +7,7 @@ use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Lsm, ProgramError};
 use aya::{Btf, Ebpf};
 
 use super::refusal::{self, in_one_line};
-use super::{BTF_PATH, btf, layout, loader};
+use super::{BTF_PATH, KernelTypes, btf, layout, loader};
 
 /// Programs that do nothing, embedded.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
@@ -45,7 +45,7 @@ pub struct Answers {
 
 /// Asks everything.
 pub fn ask() -> Answers {
-    let types = match std::fs::read(BTF_PATH) {
+    let types = match KernelTypes::open() {
         Ok(bytes) => bytes,
         Err(error) => {
             let meaning = refusal::no_types(&error);

@@ -21,7 +21,7 @@ use lockwatch_common::search_offsets::{self, SearchOffsets};
 use super::search_layout::search_layout;
 use super::search_record::parse;
 use super::sightings::Sightings;
-use super::{BTF_PATH, BpfError, IDLE_READS, btf, failed, layout, loader};
+use super::{BpfError, IDLE_READS, KernelTypes, btf, failed, layout, loader};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{FileIx, Search, Via};
 
@@ -75,7 +75,7 @@ impl Hunt {
     /// # Errors
     /// Where this kernel or these privileges do not allow it.
     pub(super) fn new(wanted: BTreeMap<Owner, FileIx>) -> Result<Self, BpfError> {
-        let bytes = std::fs::read(BTF_PATH).map_err(BpfError::NoBtf)?;
+        let bytes = KernelTypes::open().map_err(BpfError::NoBtf)?;
         let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
         let layout = search_layout(&kernel);
         let offsets = layout::offsets(&kernel, kernel.allows_d_path())?.words();

@@ -108,7 +108,7 @@ const HINTS: u32 = 1 << 20;
 
 /// Loads the object; nothing is attached yet.
 pub(super) fn load(sizes: &Sizes) -> Result<(Ebpf, Btf), HistoryError> {
-    let types = std::fs::read(bpf::BTF_PATH).map_err(BpfError::NoBtf)?;
+    let types = bpf::KernelTypes::open().map_err(BpfError::NoBtf)?;
     let offsets = {
         let parsed = btf::Btf::parse(&types).map_err(BpfError::Btf)?;
         let offsets = layout::offsets(&parsed, false).map_err(BpfError::Layout)?;
