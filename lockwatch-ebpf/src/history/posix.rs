@@ -15,7 +15,7 @@ use lockwatch_common::history::{
 use lockwatch_common::ranges::{self, Known, Setting, Unsetting};
 
 use crate::attempt::{Attempt, DEFERRED, EAGAIN};
-use crate::tables::{LOCKS, OPERATIONS, OWNERS, add, globals, held, slot};
+use crate::tables::{LOCKS, OPERATIONS, OWNERS, add, count_of, globals, slot};
 use crate::taking::{describe, given_up, in_force, now, taken, tell};
 use crate::{attention, cleared, counters, party, waits};
 
@@ -158,12 +158,8 @@ unsafe fn pass_on(owner: *mut Owner) {
             return;
         }
         (*owner).tgid = tgid;
-        if let Some(held) = held(before) {
-            add(&raw mut (*held).locks, -1);
-        }
-        if let Some(held) = held(tgid) {
-            add(&raw mut (*held).locks, 1);
-        }
+        count_of(before, -1);
+        count_of(tgid, 1);
     }
 }
 
@@ -209,9 +205,7 @@ unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
         if let Some(globals) = globals() {
             add((&raw mut (*globals).owners).cast(), 1);
         }
-        if let Some(held) = held(tgid) {
-            add(&raw mut (*held).locks, 1);
-        }
+        count_of(tgid, 1);
     }
 }
 

@@ -59,6 +59,16 @@ pub(crate) fn held(pid: i32) -> Option<*mut Held> {
     HELD.get_ptr_mut(held_of(pid as u32, crate::kernel::load(&HELD_MASK)))
 }
 
+/// Counts what a process has in or out of the hint about it: a lock, or an owner whose operations are
+/// written down.
+#[inline(always)]
+pub(crate) fn count_of(tgid: i32, by: i64) {
+    if let Some(held) = held(tgid) {
+        // SAFETY: the map's value.
+        unsafe { add(&raw mut (*held).locks, by) };
+    }
+}
+
 /// The hint about an owner; `None` of one that has none.
 #[inline(always)]
 pub(crate) fn slot(place: u32) -> Option<*mut Slot> {

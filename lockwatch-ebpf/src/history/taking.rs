@@ -19,7 +19,7 @@ use lockwatch_common::snapshot::PF_EXITING;
 
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
-use crate::tables::{DEAD, LOCKS, add, given_away, held, slot};
+use crate::tables::{DEAD, LOCKS, add, count_of, given_away, slot};
 use crate::{attention, counters, moment, party, words};
 
 /// Looks at a keeper that is giving a place away, until it has done so: longer than it takes.
@@ -190,11 +190,9 @@ fn mark(key: &Key) -> i64 {
 /// Counts a lock in or out of the hints.
 #[inline(always)]
 fn count(attempt: &Attempt, tgid: i32, access: u32, by: i64) {
-    // SAFETY: the maps' values.
+    count_of(tgid, by);
+    // SAFETY: the map's value.
     unsafe {
-        if let Some(held) = held(tgid) {
-            add(&raw mut (*held).locks, by);
-        }
         if let Some(slot) = slot(attempt.slot) {
             let of = match access {
                 F_WRLCK => &raw mut (*slot).writes,
