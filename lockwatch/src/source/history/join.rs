@@ -13,6 +13,7 @@ use lockwatch_common::history::{
     OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, Wait,
 };
 
+use super::kept::{Kept, Place, place};
 use super::names::Names;
 use super::ranges::{Ranges, Step};
 use super::{HistoryError, Tables};
@@ -26,44 +27,14 @@ use crate::source::bpf;
 #[derive(Debug, Default)]
 pub struct Contents {
     begun: BootTime,
-    locks: HashMap<Place, Kept>,
-    takers: Takers,
+    locks: Kept,
     owners: Owners,
     waits: HashMap<Place, Vec<Wait>>,
     endings: BTreeMap<ProcessKey, Ending>,
 }
 
-/// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
-type Place = (u32, u64, u64, u32, i64);
-
 /// Owners whose ranges have to be worked out, by device, inode number and owner.
 type Owners = BTreeMap<(u32, u64, u64), Told>;
-
-/// What is kept of a lock's entry, of which there may be very many.
-#[derive(Clone, Copy, Debug)]
-struct Kept {
-    taken_at: u64,
-    end: i64,
-    recorded: i32,
-    access: u32,
-    by: u32,
-}
-
-/// Who took locks, each once.
-#[derive(Debug, Default)]
-struct Takers {
-    parties: Vec<Party>,
-    places: HashMap<Party, u32>,
-}
-
-impl Takers {
-    fn place_of(&mut self, party: Party) -> u32 {
-        *self.places.entry(party).or_insert_with(|| {
-            self.parties.push(party);
-            self.parties.len() as u32 - 1
-        })
-    }
-}
 
 /// An owner whose ranges have to be worked out.
 #[derive(Debug)]
@@ -88,7 +59,7 @@ impl Contents {
         tables.each_lock(|key, entry| match key.class {
             // Their owners may have ranges to be worked out.
             CLASS_POSIX => ranges.push((key, entry)),
-            _ => contents.keep(&key, &entry),
+            _ => contents.locks.keep(&key, &entry),
         })?;
         let operations = tables.operations()?;
         contents.complete(tables, &owners, ranges, operations)?;
@@ -137,7 +108,7 @@ impl Contents {
     /// Looks anew which of the processes that took these locks have ended.
     pub(super) fn read_endings(&mut self, tables: &Tables) -> Result<(), HistoryError> {
         let mut processes = BTreeSet::new();
-        processes.extend(self.takers.parties.iter().map(Party::process));
+        processes.extend(self.locks.takers().map(|party| party.process()));
         for told in self.owners.values() {
             processes.extend(told.operations.iter().map(|operation| operation.by.process()));
         }
@@ -174,15 +145,8 @@ impl Contents {
             if key.class == CLASS_POSIX && entry.written_at <= lost_at(&key.of_owner()) {
                 entry.taken_at = 0;
             }
-            self.keep(&key, &entry);
+            self.locks.keep(&key, &entry);
         }
-    }
-
-    fn keep(&mut self, key: &Key, entry: &Entry) {
-        let by = self.takers.place_of(entry.by);
-        let &Entry { taken_at, end, recorded, access, .. } = entry;
-        let kept = Kept { taken_at, end, recorded, access, by };
-        self.locks.insert(place(key, entry.dev, entry.ino), kept);
     }
 
     /// When and by whom a lock of a snapshot was taken, where the tables and the snapshot agree.
@@ -198,7 +162,7 @@ impl Contents {
             }
             _ => {
                 let key_start = if class == CLASS_POSIX { start } else { 0 };
-                let entry = *self.locks.get(&(dev, ino, owner, class, key_start))?;
+                let entry = self.locks.find(&(dev, ino, owner, class, key_start))?;
                 let agrees = match class {
                     CLASS_POSIX => entry.end == end && entry.access == access,
                     CLASS_FLOCK => entry.access == access,
@@ -213,7 +177,7 @@ impl Contents {
                 if !agrees || recorded.is_some_and(|pid| pid != entry.recorded) {
                     return None;
                 }
-                (entry.taken_at, *self.takers.parties.get(entry.by as usize)?)
+                (entry.taken_at, entry.by)
             }
         };
         Some(taking).filter(|&(at, _)| at != 0 && at >= self.begun.0)
@@ -335,16 +299,15 @@ pub(super) fn death(process: &ProcessKey, ending: &Ending) -> Death {
 
 /// The locks of a reading whose owners are known, each with its key.
 pub(super) fn keyed(reading: &bpf::Reading) -> impl Iterator<Item = (Key, &Lock)> {
-    reading.snapshot.locks.iter().filter_map(|lock| {
-        let inode = *reading.inodes.get(lock.file.0 as usize)?;
-        let class = class(lock.kind);
-        let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
-        Some((Key { inode, owner: lock.owner?.0, start, class, reserved: 0 }, lock))
-    })
+    reading.snapshot.locks.iter().filter_map(|lock| Some((key(reading, lock)?, lock)))
 }
 
-fn place(key: &Key, dev: u32, ino: u64) -> Place {
-    (dev, ino, key.owner, key.class, key.start)
+/// The key of a lock of a reading; `None` where its owner is not known.
+pub(super) fn key(reading: &bpf::Reading, lock: &Lock) -> Option<Key> {
+    let inode = *reading.inodes.get(lock.file.0 as usize)?;
+    let class = class(lock.kind);
+    let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
+    Some(Key { inode, owner: lock.owner?.0, start, class, reserved: 0 })
 }
 
 /// The kernel's number of a device.
