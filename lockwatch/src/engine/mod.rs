@@ -11,6 +11,7 @@ pub mod conclude;
 pub mod container;
 pub mod event;
 pub mod evidence;
+pub mod grounds;
 pub mod holders;
 pub mod id;
 pub mod identity;

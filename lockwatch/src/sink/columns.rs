@@ -70,12 +70,12 @@ columns! {
         |report, row, _| Some(labels::acquirer(report.view, lock_of(row)?));
     "HOLDERS", left, "what keeps it alive: PID,COMMAND,FD of each", holders;
     "WAITERS", right, "how many requests wait for it",
-        |_, row, _| Some(lock_of(row)?.waiters.len().to_string());
+        |report, row, _| Some(report.view.waiters(lock_of(row)?).len().to_string());
     "BLOCKER", left, "pids of all that a request waits for", blocker;
     "INODE", right, "inode number", |report, row, _| Some(file(report, row).ino.to_string());
     "MAJ:MIN", left, "device of the file", |report, row, _| {
         let dev = file(report, row).dev;
-        Some(format!("{}:{}", dev.major, dev.minor))
+        Some(format!("{}:{}", dev.major(), dev.minor()))
     };
     "CGROUP", left, "control group of the acquirer",
         |report, row, _| {

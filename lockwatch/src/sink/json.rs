@@ -390,7 +390,7 @@ impl Serialize for Waiters<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self(context, lock) = self;
         let view = context.report.view;
-        serializer.collect_seq(lock.waiters.iter().map(|&place| {
+        serializer.collect_seq(view.waiters(lock).iter().map(|&place| {
             let waiter = &view.snapshot.waiters[place as usize];
             let process = match waiter.requester {
                 RecordedPid::Local(pid) => context.process(pid),

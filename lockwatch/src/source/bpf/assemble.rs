@@ -144,7 +144,7 @@ impl Assembler {
             kind: kind(record),
             access: access(record.access),
             range: range(record),
-            owner: Some(Owner(record.owner)),
+            owner: Some(Owner::new(record.owner)),
             acquirer: recorded(record.pid),
             taken: None,
             breaking_to: if record.flags & flag::UNLOCK_PENDING != 0 {
@@ -183,7 +183,7 @@ impl Assembler {
             kind: kind(record),
             access: access(record.access),
             range: range(record),
-            owner: (record.owner != 0).then_some(Owner(record.owner)),
+            owner: (record.owner != 0).then_some(Owner::new(record.owner)),
             requester: recorded(record.pid),
             since: None,
         };
@@ -214,8 +214,8 @@ impl Assembler {
             via: Via::Fd,
             fd: Some(record.fd),
             file,
-            description: Some(Owner(record.file)),
-            table: (record.files != 0).then_some(Owner(record.files)),
+            description: Some(Owner::new(record.file)),
+            table: (record.files != 0).then_some(Owner::new(record.files)),
             opener: Some(record.opener != 0),
             writes: Some(record.mode & FMODE_WRITE != 0),
         });

@@ -196,9 +196,10 @@ fn mounts() -> HashMap<Dev, Vec<u8>> {
         let device = std::str::from_utf8(device).ok().and_then(|text| text.split_once(':'));
         if let Some((major, minor)) = device
             && let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
+            && let Some(dev) = Dev::exact(major, minor)
             && root == b"/"
         {
-            mounts.entry(Dev { major, minor }).or_insert_with(|| unescape(point));
+            mounts.entry(dev).or_insert_with(|| unescape(point));
         }
     }
     mounts

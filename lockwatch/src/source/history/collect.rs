@@ -13,7 +13,7 @@ use lockwatch_common::history::{
 };
 use lockwatch_common::wire::Wire;
 
-use super::join::{self, access, bytes, class, raw_dev};
+use super::join::{self, access, bytes, class};
 use super::present::Present;
 use super::ranges::{Ranges, Step};
 use super::sys::{self, Write};
@@ -107,7 +107,7 @@ fn mark(tables: &Tables, reading: &Reading, compared: &Compared) -> Result<(), H
             access,
             flags: 0,
             recorded,
-            dev: raw_dev(file.dev),
+            dev: file.dev.to_kernel(),
             merged: 0,
             by: Party { start, tgid: recorded.max(0), ..Party::NOBODY },
             sealed_at: now,
@@ -254,7 +254,7 @@ impl Collector {
                 let class = class(waiter.kind);
                 let start = if class == CLASS_POSIX { bytes(waiter.range).0 } else { 0 };
                 let inode = *reading.inodes.get(waiter.file.0 as usize)?;
-                Some((inode, waiter.owner?.0, class, start))
+                Some((inode, waiter.owner?.token(), class, start))
             })
             .collect();
         let mut unseen = BTreeSet::new();

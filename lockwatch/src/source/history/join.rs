@@ -18,7 +18,7 @@ use super::names::Names;
 use super::ranges::{Ranges, Step};
 use super::{HistoryError, Tables};
 use crate::engine::identity::{
-    Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
+    Access, BootTime, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
 use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
 use crate::source::bpf;
@@ -151,7 +151,7 @@ impl Contents {
 
     /// When and by whom a lock of a snapshot was taken, where the tables and the snapshot agree.
     fn taking(&self, lock: &Lock, dev: u32, ino: u64) -> Option<(u64, Party)> {
-        let owner = lock.owner?.0;
+        let owner = lock.owner?.token();
         let class = class(lock.kind);
         let (start, end) = bytes(lock.range);
         let access = access(lock.access)?;
@@ -250,7 +250,7 @@ pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names
     let mut dead: BTreeMap<ProcessId, Death> = BTreeMap::new();
     let mut takers: HashMap<Party, Arc<Remembered>> = HashMap::new();
     let files: Vec<(u32, u64)> =
-        snapshot.files.iter().map(|file| (raw_dev(file.dev), file.ino)).collect();
+        snapshot.files.iter().map(|file| (file.dev.to_kernel(), file.ino)).collect();
     for lock in &mut snapshot.locks {
         let (dev, ino) = files[lock.file.0 as usize];
         let Some((at, party)) = contents.taking(lock, dev, ino) else { continue };
@@ -270,7 +270,9 @@ pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names
         let class = class(waiter.kind);
         let (Some(owner), Some(access)) = (waiter.owner, access(waiter.access)) else { continue };
         let start = if class == CLASS_POSIX { start } else { 0 };
-        let Some(waits) = contents.waits.get(&(dev, ino, owner.0, class, start)) else { continue };
+        let Some(waits) = contents.waits.get(&(dev, ino, owner.token(), class, start)) else {
+            continue;
+        };
         let asks = |wait: &&Wait| {
             let same = wait.access == access && (class != CLASS_POSIX || wait.end == end);
             let who = match waiter.requester {
@@ -307,12 +309,7 @@ pub(super) fn key(reading: &bpf::Reading, lock: &Lock) -> Option<Key> {
     let inode = *reading.inodes.get(lock.file.0 as usize)?;
     let class = class(lock.kind);
     let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
-    Some(Key { inode, owner: lock.owner?.0, start, class, reserved: 0 })
-}
-
-/// The kernel's number of a device.
-pub(super) fn raw_dev(dev: Dev) -> u32 {
-    dev.major << 20 | dev.minor
+    Some(Key { inode, owner: lock.owner?.token(), start, class, reserved: 0 })
 }
 
 /// The class of a kind of lock.

@@ -220,7 +220,7 @@ pub(super) fn lock(key: &Key, entry: &Entry, secret: &IdKey) -> LockName {
         pid if pid < 0 => RecordedPid::Remote(pid),
         pid => RecordedPid::Local(pid),
     };
-    let id = id::of_lock(secret, file.dev, file.ino, kind, range, recorded, Owner(key.owner));
+    let id = id::of_lock(secret, file.dev, file.ino, kind, range, recorded, Owner::new(key.owner));
     LockName { id, file, kind, access: access(entry.access), range }
 }
 

@@ -21,7 +21,7 @@ pub(crate) const MS: u64 = 1_000_000;
 /// 2026-11-25, when the machine booted.
 const BOOTED: u64 = 1_795_600_000 * 1_000_000_000;
 const KEY: IdKey = IdKey(*b"a key for tests!");
-pub(crate) const DEV: Dev = Dev { major: 0xfe, minor: 0 };
+pub(crate) const DEV: Dev = Dev::new(0xfe, 0);
 
 pub(crate) fn ms(at: u64) -> BootTime {
     BootTime(at * MS)
@@ -134,8 +134,8 @@ impl World {
             via: Via::Fd,
             fd: Some(fd),
             file: self.ix(ino),
-            description: Some(Owner(owner)),
-            table: Some(Owner(0xf000 + pid as u64)),
+            description: Some(Owner::new(owner)),
+            table: Some(Owner::new(0xf000 + pid as u64)),
             opener: Some(false),
             writes: None,
         });
@@ -150,7 +150,7 @@ impl World {
             kind: LockKind::Flock,
             access,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             acquirer: RecordedPid::Local(pid),
             breaking_to: None,
             taken,
@@ -165,7 +165,7 @@ impl World {
             kind: LockKind::Flock,
             access: Access::Write,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             requester: RecordedPid::Local(pid),
             since,
         });
@@ -189,7 +189,7 @@ impl World {
 
     /// Takes the lock of a description away.
     pub(crate) fn unlock(&mut self, owner: u64) {
-        self.facts.locks.retain(|lock| lock.owner != Some(Owner(owner)));
+        self.facts.locks.retain(|lock| lock.owner != Some(Owner::new(owner)));
     }
 
     pub(crate) fn who(&self, pid: Pid) -> Remembered {
@@ -203,7 +203,7 @@ impl World {
     /// The lock of a description.
     pub(crate) fn name(&self, owner: u64) -> LockName {
         let locks = self.facts.locks.iter();
-        let at = locks.clone().position(|lock| lock.owner == Some(Owner(owner)));
+        let at = locks.clone().position(|lock| lock.owner == Some(Owner::new(owner)));
         let at = at.expect("a lock of the story");
         let lock = &self.facts.locks[at];
         let ino = self.facts.files[lock.file.0 as usize].ino;
@@ -320,7 +320,8 @@ impl Stage {
     /// The lock of a description ends by a death; nothing is handed in.
     pub(crate) fn ended(&mut self, owner: u64, death: Death, written: Option<bool>) -> Ended {
         let lock = self.world.name(owner);
-        let facts = self.world.facts.locks.iter().find(|lock| lock.owner == Some(Owner(owner)));
+        let facts =
+            self.world.facts.locks.iter().find(|lock| lock.owner == Some(Owner::new(owner)));
         let taken =
             facts.and_then(|lock| lock.taken.clone()).expect("taken while somebody watched");
         self.world.unlock(owner);

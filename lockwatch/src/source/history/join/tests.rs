@@ -221,7 +221,7 @@ impl Model {
                 kind: LockKind::Posix,
                 access: if access == F_WRLCK { Access::Write } else { Access::Read },
                 range: Range { start: start as u64, end: (end != BYTES - 1).then_some(end as u64) },
-                owner: Some(Token(OWNER)),
+                owner: Some(Token::new(OWNER)),
                 acquirer: RecordedPid::Local(1),
                 breaking_to: None,
                 taken: None,
