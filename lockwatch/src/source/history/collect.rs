@@ -41,7 +41,8 @@ pub(super) struct Collector {
 /// Marks every lock that was there before the programs ran. From then on every lock is known.
 pub(super) fn begin(tables: &Tables) -> Result<(), HistoryError> {
     let reading = bpf::read()?;
-    mark(tables, &reading, &compared(tables, &reading)?)?;
+    let present = Present::of(&reading);
+    mark(tables, &reading, &compared(tables, &reading, &present)?)?;
     tables.set_begun(bpf::now());
     Ok(())
 }
@@ -60,11 +61,14 @@ struct Compared {
 
 /// Goes through the table once, and keeps nothing of what it has in common with the reading: both may
 /// be very large.
-fn compared(tables: &Tables, reading: &Reading) -> Result<Compared, HistoryError> {
-    let present = Present::of(reading);
+fn compared(
+    tables: &Tables,
+    reading: &Reading,
+    present: &Present,
+) -> Result<Compared, HistoryError> {
     let mut known = vec![false; reading.snapshot.locks.len()];
     let mut absent = Vec::new();
-    tables.each_lock(|key, entry| match present.find(&key) {
+    tables.each_lock(|key, entry| match present.find(reading, &key) {
         Some(place) => known[place] = true,
         None if entry.written_at < reading.begun.0 => absent.push((key, entry)),
         None => {}
@@ -125,7 +129,7 @@ fn mark(tables: &Tables, reading: &Reading, compared: &Compared) -> Result<(), H
 }
 
 impl Collector {
-    /// Brings the tables in line with a reading. `endings` are of those whose locks the tables have.
+    /// Brings the tables in line with a reading, whose locks are `present`. `endings` are of those whose locks the tables have.
     ///
     /// # Errors
     /// Where a table cannot be read or written.
@@ -133,13 +137,14 @@ impl Collector {
         &mut self,
         tables: &Tables,
         reading: &Reading,
+        present: &Present,
         endings: &BTreeMap<ProcessKey, Ending>,
     ) -> Result<(), HistoryError> {
         if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
             return Ok(());
         }
         tables.forget_attention(bpf::now())?;
-        let compared = compared(tables, reading)?;
+        let compared = compared(tables, reading, present)?;
         mark(tables, reading, &compared)?;
         let owners: BTreeMap<OwnerKey, Owner> = tables.owners()?.into_iter().collect();
         let begun = reading.begun.0;

@@ -64,6 +64,14 @@ pub(super) struct Known {
     pub(super) by: Party,
 }
 
+impl Known {
+    /// What an entry tells.
+    pub(super) fn of(entry: &Entry) -> Self {
+        let &Entry { taken_at, end, recorded, access, by, .. } = entry;
+        Self { taken_at, end, recorded, access, by }
+    }
+}
+
 impl Kept {
     /// Keeps an entry; the last one of a place counts.
     pub(super) fn keep(&mut self, key: &Key, entry: &Entry) {

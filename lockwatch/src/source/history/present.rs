@@ -11,15 +11,14 @@ use super::join;
 use crate::source::bpf::Reading;
 
 /// The locks of a reading.
-pub(super) struct Present<'a> {
-    reading: &'a Reading,
+pub(super) struct Present {
     places: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
 
-impl<'a> Present<'a> {
+impl Present {
     /// Those whose owners are known.
-    pub(super) fn of(reading: &'a Reading) -> Self {
+    pub(super) fn of(reading: &Reading) -> Self {
         let locks = &reading.snapshot.locks;
         let hasher = DefaultHashBuilder::default();
         let mut places = HashTable::with_capacity(locks.len());
@@ -30,13 +29,14 @@ impl<'a> Present<'a> {
                 places.insert_unique(hash(&key), place, |of| keyed(of).as_ref().map_or(0, hash));
             }
         }
-        Self { reading, places, hasher }
+        Self { places, hasher }
     }
 
-    /// The place of the lock with a key in the snapshot's list.
-    pub(super) fn find(&self, key: &Key) -> Option<usize> {
-        let locks = &self.reading.snapshot.locks;
-        let is_it = |&place: &u32| join::key(self.reading, &locks[place as usize]) == Some(*key);
+    /// The place of the lock with a key in the list of that reading's locks.
+    pub(super) fn find(&self, reading: &Reading, key: &Key) -> Option<usize> {
+        let lock = |place: u32| reading.snapshot.locks.get(place as usize);
+        let key_of = |place| lock(place).and_then(|lock| join::key(reading, lock));
+        let is_it = |&place: &u32| key_of(place) == Some(*key);
         let found = self.places.find(self.hasher.hash_one(fields(key)), is_it);
         found.map(|&place| place as usize)
     }
