@@ -149,7 +149,11 @@ mod tests {
     }
 
     fn holders_of(lock: Lock, references: Vec<Reference>) -> Vec<(i32, Option<u32>)> {
-        let snapshot = Snapshot { locks: vec![lock], references, ..Snapshot::default() };
+        let snapshot = Snapshot {
+            locks: vec![lock].into(),
+            references: references.into(),
+            ..Snapshot::default()
+        };
         let holders = Holders::index(&snapshot);
         let found = holders.of(&snapshot.locks[0]).of(holders.list());
         let reference = |&index: &u32| &snapshot.references[index as usize];

@@ -151,7 +151,7 @@ mod tests {
             taken: None,
         };
         let locks = owners.iter().map(lock).collect();
-        Snapshot { files: vec![file], locks, stable_owners, ..Snapshot::default() }
+        Snapshot { files: vec![file].into(), locks, stable_owners, ..Snapshot::default() }
     }
 
     const KEY: IdKey = IdKey(*b"0123456789abcdef");

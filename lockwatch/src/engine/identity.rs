@@ -158,25 +158,77 @@ impl Access {
     }
 }
 
+/// A number of bytes, or the place of one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "u64", try_from = "u64")]
+pub struct Size(NonZero<u64>);
+
+impl Size {
+    /// So many; `None` of the very last number, which is none.
+    pub fn new(bytes: u64) -> Option<Self> {
+        // One more, so that none at all takes no room of its own.
+        NonZero::new(bytes.wrapping_add(1)).map(Self)
+    }
+
+    /// The kernel's `loff_t`; `None` where it is negative.
+    pub fn of_kernel(bytes: i64) -> Option<Self> {
+        u64::try_from(bytes).ok().and_then(Self::new)
+    }
+
+    /// How many.
+    pub fn bytes(self) -> u64 {
+        self.0.get() - 1
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes().fmt(f)
+    }
+}
+
+impl TryFrom<u64> for Size {
+    type Error = String;
+
+    fn try_from(bytes: u64) -> Result<Self, String> {
+        Self::new(bytes).ok_or_else(|| format!("{bytes} is no number of bytes"))
+    }
+}
+
+impl From<Size> for u64 {
+    fn from(size: Size) -> Self {
+        size.bytes()
+    }
+}
+
 /// The bytes that a lock covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Range {
     /// First byte.
     pub start: u64,
-    /// Last byte, included; `None` is "to the end of the file, however far it grows"
-    /// (the kernel's `OFFSET_MAX`).
-    pub end: Option<u64>,
+    end: Option<Size>,
 }
 
 impl Range {
     /// The whole file.
     pub const WHOLE: Self = Self { start: 0, end: None };
 
+    /// From a first to a last byte, included; `None` is "to the end of the file, however far it
+    /// grows" (the kernel's `OFFSET_MAX`), and so is what no byte can be.
+    pub fn new(start: u64, end: Option<u64>) -> Self {
+        Self { start, end: end.and_then(Size::new) }
+    }
+
+    /// The last byte, included; `None` where it is the file's last, however far that grows.
+    pub fn end(self) -> Option<u64> {
+        self.end.map(Size::bytes)
+    }
+
     /// True where the two ranges share at least one byte.
     pub fn overlaps(self, other: Self) -> bool {
-        self.end.is_none_or(|end| other.start <= end)
-            && other.end.is_none_or(|end| self.start <= end)
+        self.end().is_none_or(|end| other.start <= end)
+            && other.end().is_none_or(|end| self.start <= end)
     }
 }
 
@@ -316,7 +368,7 @@ mod tests {
 
     #[test]
     fn ranges_that_share_a_byte_overlap() {
-        let range = |start, end| Range { start, end };
+        let range = Range::new;
         assert!(range(0, Some(9)).overlaps(range(9, Some(20))));
         assert!(!range(0, Some(9)).overlaps(range(10, Some(20))));
         assert!(range(100, None).overlaps(range(0, Some(100))));

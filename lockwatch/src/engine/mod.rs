@@ -20,6 +20,7 @@ pub mod machine;
 pub mod memory;
 mod places;
 pub mod reclaim;
+pub mod shared;
 pub mod snapshot;
 pub mod view;
 pub mod waits;

@@ -396,12 +396,13 @@ mod tests {
             if taken {
                 continue;
             }
+            let entry = snapshot.locks.len() as u64;
             snapshot.locks.push(Lock {
-                entry: snapshot.locks.len() as u64,
+                entry,
                 file,
                 kind,
                 access: if start % 2 == 0 { Access::Read } else { Access::Write },
-                range: Range { start, end: Some(start + 3) },
+                range: Range::new(start, Some(start + 3)),
                 owner: Some(owner),
                 acquirer: RecordedPid::Local(pid),
                 breaking_to: None,
@@ -426,7 +427,7 @@ mod tests {
                 file: FileIx(file % 4),
                 kind: KINDS[kind % 3],
                 access: Access::Write,
-                range: Range { start, end: None },
+                range: Range::new(start, None),
                 owner: Some(Owner::new(u64::MAX)),
                 requester: RecordedPid::Local(start as i32),
                 since: None,

@@ -107,7 +107,7 @@ mod tests {
             file: FileIx(0),
             kind,
             access,
-            range: Range { start: range.0, end: range.1 },
+            range: Range::new(range.0, range.1),
             owner: Some(Owner::new(entry)),
             acquirer: RecordedPid::Local(entry as i32),
             breaking_to: None,
@@ -121,7 +121,7 @@ mod tests {
             file: FileIx(0),
             kind,
             access,
-            range: Range { start: range.0, end: range.1 },
+            range: Range::new(range.0, range.1),
             owner: Some(Owner::new(1000 + behind)),
             requester: RecordedPid::Local(9),
             since: None,
@@ -131,7 +131,7 @@ mod tests {
     const ALL: (u64, Option<u64>) = (0, None);
 
     fn relate_of(locks: Vec<Lock>, waiters: Vec<Waiter>) -> Waits {
-        relate(&Snapshot { locks, waiters, ..Snapshot::default() })
+        relate(&Snapshot { locks: locks.into(), waiters, ..Snapshot::default() })
     }
 
     #[test]

@@ -59,7 +59,7 @@ columns! {
     "M", right, "mandatory locking: always 0, Linux has none since 5.15", |_, _, _| Some("0".into());
     "START", right, "first byte", |report, row, _| Some(range(report, row).start.to_string());
     "END", right, "last byte, or EOF",
-        |report, row, _| Some(range(report, row).end.map_or("EOF".into(), |end| end.to_string()));
+        |report, row, _| Some(range(report, row).end().map_or("EOF".into(), |end| end.to_string()));
     "STATE", left, "held, shared, handed_over, orphaned, remote, unknown; or waiting", state;
     "REASON", left, "why it is orphaned",
         |_, row, _| lock_of(row)?.verdict.reason.map(|reason| reason.name().into());
@@ -201,7 +201,7 @@ fn pid(report: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {
 }
 
 fn size(report: &Report<'_>, row: Row<'_>, raw: bool) -> Option<String> {
-    let size = file(report, row).size?;
+    let size = file(report, row).size?.bytes();
     Some(if raw { size.to_string() } else { human_size(size) })
 }
 

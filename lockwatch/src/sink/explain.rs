@@ -27,7 +27,7 @@ pub fn write(out: &mut impl Write, report: &Report<'_>, lock: &LockView) -> io::
 
 fn heading(view: &View, lock: &LockView) -> String {
     let facts = view.lock(lock);
-    let bytes = match (facts.range.start, facts.range.end) {
+    let bytes = match (facts.range.start, facts.range.end()) {
         (0, None) => "the whole file".into(),
         (start, None) => format!("bytes {start} to the end of the file"),
         (start, Some(end)) => format!("bytes {start} to {end}"),

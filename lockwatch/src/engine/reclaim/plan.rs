@@ -186,7 +186,7 @@ pub fn plan(view: &View, lock: &LockView, terms: Terms) -> Result<Plan, Refusal>
         owner,
         acquirer: facts.acquirer,
         taken: facts.taken.clone(),
-        path: file.path.clone(),
+        path: file.path.as_deref().map(Box::from),
         deleted: file.deleted,
         replaced: file.replaced,
         state: verdict.state,

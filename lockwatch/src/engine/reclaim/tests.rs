@@ -23,7 +23,7 @@ fn lock(kind: LockKind) -> Lock {
         file: FileIx(0),
         kind,
         access: Access::Write,
-        range: Range { start: 10, end: Some(19) },
+        range: Range::new(10, Some(19)),
         owner: Some(DESCRIPTION),
         acquirer: RecordedPid::Local(DEAD),
         breaking_to: None,
@@ -60,13 +60,14 @@ fn orphan(kind: LockKind) -> Snapshot {
         files: vec![File {
             dev: Dev::new(1, 2),
             ino: 5,
-            size: Some(0),
+            size: crate::engine::identity::Size::new(0),
             path: Some((*b"/srv/lock").into()),
             deleted: Some(false),
             replaced: Some(false),
-        }],
-        locks: vec![lock(kind)],
-        references: vec![reference(HEIR, 3)],
+        }]
+        .into(),
+        locks: vec![lock(kind)].into(),
+        references: vec![reference(HEIR, 3)].into(),
         processes: [(HEIR, process(20, false))].into(),
         births: Births {
             forks: Some(1000),
@@ -288,7 +289,7 @@ fn a_lock_that_is_gone_or_another_ones_is_a_race() {
     assert_eq!(others, Race::Gone);
     let downgraded = race(|after| after.locks[0].access = Access::Read);
     assert_eq!(downgraded, Race::Another { what: "its access" });
-    let shortened = race(|after| after.locks[0].range.end = Some(12));
+    let shortened = race(|after| after.locks[0].range = Range::new(10, Some(12)));
     assert_eq!(shortened, Race::Another { what: "its range" });
     let moved = race(|after| after.locks[0].range.start = 12);
     assert_eq!(moved, Race::Another { what: "its range" });

@@ -58,7 +58,7 @@ fn view(locks: Vec<Lock>, limits: Vec<Limit>) -> View {
     };
     let snapshot = Snapshot {
         files: (1..=3).map(file).collect(),
-        locks,
+        locks: locks.into(),
         waiters: vec![waiter],
         stable_owners: true,
         limits,

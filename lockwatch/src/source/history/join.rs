@@ -21,6 +21,7 @@ use super::{HistoryError, Tables};
 use crate::engine::identity::{
     Access, BootTime, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
+use crate::engine::shared::Shared;
 use crate::engine::snapshot::{Death, File, Lock, Remembered, Snapshot, Taken};
 use crate::source::bpf;
 
@@ -77,6 +78,7 @@ impl Contents {
         let owners = tables.owners()?;
         let begun = begun(tables);
         let mut takers = Takers::named_by(names);
+        let mut seen = vec![false; reading.snapshot.locks.len()];
         let mut processes = BTreeSet::new();
         let of_owners = each_plain(tables, &owners, |key, entry| {
             if takers.last.as_ref().is_none_or(|(last, _)| *last != entry.by) {
@@ -88,8 +90,9 @@ impl Contents {
             let is_its = (entry.dev, entry.ino) == (file.dev.to_kernel(), file.ino);
             let is_known = is_known(entry.taken_at, begun, reading.ended);
             if is_its && is_known && agrees(lock, &Known::of(&entry)) {
+                seen[place] = true;
                 let taken = takers.taken(entry.taken_at, entry.by);
-                reading.snapshot.locks[place].taken = Some(taken);
+                take(&mut reading.snapshot.locks, place, Some(taken));
             }
         })?;
         let operations = tables.operations()?;
@@ -97,11 +100,13 @@ impl Contents {
         contents.complete(tables, &owners, of_owners, operations)?;
         contents.read_endings_of(processes, tables)?;
         let Snapshot { locks, files, .. } = &mut reading.snapshot;
-        for lock in locks.iter_mut().filter(|lock| class(lock.kind) == CLASS_POSIX) {
-            let file = &files[lock.file.0 as usize];
-            if let Some(told) = contents.told(lock, file) {
+        for (place, seen) in seen.into_iter().enumerate() {
+            let lock = &locks[place];
+            if let Some(told) = contents.told(lock, &files[lock.file.0 as usize]) {
                 let taking = contents.oldest(told, lock, reading.ended);
-                lock.taken = taking.map(|(at, party)| takers.taken(at, party));
+                take(locks, place, taking.map(|(at, party)| takers.taken(at, party)));
+            } else if !seen {
+                take(locks, place, None);
             }
         }
         contents.finish(&mut reading.snapshot, reading.ended);
@@ -401,12 +406,20 @@ fn owners_told(
 /// was taken later is not the lock that it shows.
 pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names: &mut Names) {
     let mut takers = Takers::named_by(names);
-    for lock in &mut snapshot.locks {
-        let file = &snapshot.files[lock.file.0 as usize];
-        let taking = contents.taking(lock, file, ended);
-        lock.taken = taking.map(|(at, party)| takers.taken(at, party));
+    for place in 0..snapshot.locks.len() {
+        let lock = &snapshot.locks[place];
+        let taking = contents.taking(lock, &snapshot.files[lock.file.0 as usize], ended);
+        let taken = taking.map(|(at, party)| takers.taken(at, party));
+        take(&mut snapshot.locks, place, taken);
     }
     contents.finish(snapshot, ended);
+}
+
+/// Sets the taking of a lock. A list that is shared is left alone where it has it already.
+fn take(locks: &mut Shared<Lock>, place: usize, taken: Option<Taken>) {
+    if locks[place].taken != taken {
+        locks[place].taken = taken;
+    }
 }
 
 /// How a process ended.
@@ -445,7 +458,7 @@ pub(super) fn class(kind: LockKind) -> u32 {
 /// First and last byte as the kernel counts.
 pub(super) fn bytes(range: Range) -> (i64, i64) {
     let signed = |byte: u64| i64::try_from(byte).unwrap_or(i64::MAX);
-    (signed(range.start), range.end.map_or(i64::MAX, signed))
+    (signed(range.start), range.end().map_or(i64::MAX, signed))
 }
 
 /// The kernel's number of an access.

@@ -249,7 +249,7 @@ fn access(kernel: u32) -> Access {
 
 fn range(start: i64, end: i64) -> Range {
     let byte = |at: i64| u64::try_from(at).unwrap_or(0);
-    Range { start: byte(start), end: (end != i64::MAX).then(|| byte(end)) }
+    Range::new(byte(start), (end != i64::MAX).then(|| byte(end)))
 }
 
 /// Which of the files it is that have or had its inode number; a file system that does not tell

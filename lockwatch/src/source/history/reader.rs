@@ -115,10 +115,12 @@ impl Reader {
         self.remember(&mut reading)?;
         self.was_large = reading.snapshot.locks.len() > LARGE;
         log::debug!("reading: joined with the tables");
-        let bpf::Reading { mut snapshot, begun, .. } = reading;
+        let begun = reading.begun;
+        // What else it found is not needed any more.
+        let mut snapshot = std::mem::take(&mut reading.snapshot);
+        drop(reading);
         bpf::order_births(&mut snapshot)?;
         snapshot.limits.extend(self.limits.iter().cloned());
-        let ids = id::assign(&snapshot, &self.key);
         let unexplained = conclude::unexplained(&snapshot);
         if !unexplained.is_empty() {
             let hunt = self.hunt.take();
@@ -127,6 +129,10 @@ impl Reader {
         log::debug!("reading: {} to be explained", unexplained.len());
         snapshot.limits.sort();
         snapshot.limits.dedup();
+        if let Some(snapshots) = &mut self.snapshots {
+            snapshots.expect(&snapshot);
+        }
+        let ids = id::assign(&snapshot, &self.key);
         Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
     }
 

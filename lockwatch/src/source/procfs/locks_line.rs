@@ -142,7 +142,7 @@ impl LockLine {
             b"" => {}
             part => return Err(BadPart::new("end of the line", part)),
         }
-        let range = Range { start, end };
+        let range = Range::new(start, end);
         Ok(Self { id, depth, body: Body { kind, mode, access, pid, inode, range } })
     }
 }
@@ -214,7 +214,7 @@ impl fmt::Display for LockLine {
             Some((dev, ino)) => write!(f, "{dev}:{ino}")?,
             None => f.write_str("<none>:0")?,
         }
-        match range.end {
+        match range.end() {
             Some(end) => write!(f, " {} {end}", range.start),
             None => write!(f, " {} EOF", range.start),
         }
@@ -241,7 +241,7 @@ mod tests {
 
         let line = parse("7: OFDLCK ADVISORY  READ -1 103:12345:18446744073709551615 5 9").unwrap();
         assert_eq!(line.body.inode, Some((Dev::new(0x103, 0x12345), u64::MAX)));
-        assert_eq!(line.body.range, Range { start: 5, end: Some(9) });
+        assert_eq!(line.body.range, Range::new(5, Some(9)));
         assert_eq!(line.body.recorded_pid(), RecordedPid::Withheld);
 
         let line = parse("3: LEASE  BREAKING  UNLCK 77 00:2b:9 0 EOF").unwrap();
@@ -324,7 +324,7 @@ mod tests {
                     access,
                     pid,
                     inode: inode.map(|(major, minor, ino)| (Dev::new(major, minor), ino)),
-                    range: Range { start, end: end.map(|end| end.max(start)) },
+                    range: Range::new(start, end.map(|end| end.max(start))),
                 },
             },
         )

@@ -202,7 +202,7 @@ prop_compose! {
             file: FileId { dev, ino },
             kind,
             access,
-            range: Range { start, end },
+            range: Range::new(start, end),
         }
     }
 }

@@ -54,7 +54,7 @@ impl World {
         self.facts.files.push(File {
             dev: DEV,
             ino,
-            size: Some(0),
+            size: crate::engine::identity::Size::new(0),
             path: Some(path.as_bytes().into()),
             deleted: Some(false),
             replaced: Some(false),
@@ -128,12 +128,13 @@ impl World {
     /// `pid` opens a file; the description gets the number `owner`.
     pub(crate) fn open(&mut self, pid: Pid, ino: u64, owner: u64) {
         let fd = 3 + self.facts.references.iter().filter(|of| of.pid == pid).count() as u32;
+        let file = self.ix(ino);
         self.facts.references.push(Reference {
             pid,
             tid: pid,
             via: Via::Fd,
             fd: Some(fd),
-            file: self.ix(ino),
+            file,
             description: Some(Owner::new(owner)),
             table: Some(Owner::new(0xf000 + pid as u64)),
             opener: Some(false),
@@ -144,9 +145,10 @@ impl World {
     /// `pid` locks the description `owner` of a file.
     pub(crate) fn lock(&mut self, pid: Pid, ino: u64, owner: u64, access: Access, at: BootTime) {
         let taken = Some(Taken { at, by: self.who(pid).into() });
+        let file = self.ix(ino);
         self.facts.locks.push(Lock {
             entry: 0x1000 + owner,
-            file: self.ix(ino),
+            file,
             kind: LockKind::Flock,
             access,
             range: Range::WHOLE,

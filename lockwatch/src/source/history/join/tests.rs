@@ -224,7 +224,7 @@ impl Model {
                 file: FileIx(0),
                 kind: LockKind::Posix,
                 access: if access == F_WRLCK { Access::Write } else { Access::Read },
-                range: Range { start: start as u64, end: (end != BYTES - 1).then_some(end as u64) },
+                range: Range::new(start as u64, (end != BYTES - 1).then_some(end as u64)),
                 owner: Some(Token::new(OWNER)),
                 acquirer: RecordedPid::Local(1),
                 breaking_to: None,
