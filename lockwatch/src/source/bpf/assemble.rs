@@ -103,6 +103,9 @@ impl Assembler {
             files: Anew::after(files.clone()),
             locks: Anew::after(locks.clone()),
             references: Anew::after(references.clone()),
+            inodes: Vec::with_capacity(files.len()),
+            by_inode: HashTable::with_capacity(files.len()),
+            places: HashTable::with_capacity(locks.len()),
             seeds,
             ..Self::default()
         }
