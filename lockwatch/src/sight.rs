@@ -64,7 +64,7 @@ fn take_own(snapshot: &mut Snapshot) -> Vec<(u32, Owner)> {
         |pid| snapshot.processes.get(&pid).and_then(|process| process.reader_pid).unwrap_or(pid);
     let (own, others): (Vec<Reference>, Vec<Reference>) =
         references.into_iter().partition(|of| reader_pid(of.pid) == own_pid);
-    snapshot.references = others;
+    snapshot.references = others.into();
     for place in &mut snapshot.places {
         place.owners.retain(|owner| reader_pid(owner.pid) != own_pid);
     }

@@ -208,8 +208,8 @@ fn concerns(view: &View, lock: &LockView, pid: Pid) -> bool {
     let recorded = |recorded| matches!(recorded, RecordedPid::Local(of) if is(of));
     recorded(view.lock(lock).acquirer)
         || view.holdings(lock).any(|holding| holding.pid.is_some_and(is))
-        || lock
-            .waiters
+        || view
+            .waiters(lock)
             .iter()
             .any(|&waiter| recorded(view.snapshot.waiters[waiter as usize].requester))
 }

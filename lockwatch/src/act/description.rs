@@ -123,7 +123,7 @@ pub(super) fn unlock_request(range: Range) -> Result<libc::flock, ActError> {
     let out_of_range =
         || ActError::Impossible(format!("{range:?}: bytes that fcntl(2) cannot name"));
     let start = i64::try_from(range.start).map_err(|_| out_of_range())?;
-    let len = match range.end {
+    let len = match range.end() {
         None => 0,
         Some(end) => end
             .checked_sub(range.start)
@@ -146,13 +146,13 @@ mod tests {
     #[test]
     fn a_range_is_given_up_to_its_last_byte_and_no_further() {
         let request = |start, end| {
-            let request = unlock_request(Range { start, end }).unwrap();
+            let request = unlock_request(Range::new(start, end)).unwrap();
             (request.l_start, request.l_len)
         };
         assert_eq!(request(0, None), (0, 0), "length 0 is up to the end of the file");
         assert_eq!(request(10, Some(19)), (10, 10));
         assert_eq!(request(7, Some(7)), (7, 1));
-        assert!(unlock_request(Range { start: u64::MAX, end: None }).is_err());
-        assert!(unlock_request(Range { start: 5, end: Some(4) }).is_err());
+        assert!(unlock_request(Range::new(u64::MAX, None)).is_err());
+        assert!(unlock_request(Range::new(5, Some(4))).is_err());
     }
 }

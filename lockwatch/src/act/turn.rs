@@ -68,7 +68,7 @@ impl Turn {
 
 /// Two files may share a byte; then one waits for its turn in vain, and nothing worse.
 fn byte_of(file: FileId) -> i64 {
-    let device = u64::from(file.dev.major) << 20 | u64::from(file.dev.minor);
+    let device = u64::from(file.dev.to_kernel());
     let mixed = (file.ino ^ device.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     // Every second byte, so that the kernel does not make one lock of two.
     i64::try_from(mixed >> 2).unwrap_or(0) & !1
@@ -83,7 +83,7 @@ mod tests {
     fn a_file_is_one_reclaims_at_a_time_and_others_are_not_in_its_way() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("turns");
-        let file = |ino| FileId { dev: Dev { major: 1, minor: 2 }, ino };
+        let file = |ino| FileId { dev: Dev::new(1, 2), ino };
         let first = Turn::take_in(&path, file(5)).unwrap();
         let second = Turn::take_in(&path, file(5));
         assert!(matches!(second, Err(ActError::Race(Race::Busy))));
@@ -99,7 +99,7 @@ mod tests {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         std::fs::set_permissions(&path, open).unwrap();
-        let file = FileId { dev: Dev { major: 1, minor: 2 }, ino: 5 };
+        let file = FileId { dev: Dev::new(1, 2), ino: 5 };
         assert!(Turn::take_in(&path, file).is_err());
     }
 }

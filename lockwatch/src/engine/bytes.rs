@@ -40,20 +40,25 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Box<[u8]
 
 /// The same for names that may be unknown.
 pub(super) mod optional {
+    use std::ops::Deref;
+
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
     use super::Written;
 
     pub(in crate::engine) fn serialize<S: Serializer>(
-        bytes: &Option<Box<[u8]>>,
+        bytes: &Option<impl Deref<Target = [u8]>>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         bytes.as_deref().map(super::written).serialize(serializer)
     }
 
-    pub(in crate::engine) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Box<[u8]>>, D::Error> {
-        Option::<Written<'_>>::deserialize(from)?.map(super::read).transpose()
+    pub(in crate::engine) fn deserialize<'de, D, B>(from: D) -> Result<Option<B>, D::Error>
+    where
+        D: Deserializer<'de>,
+        B: From<Box<[u8]>>,
+    {
+        let bytes = Option::<Written<'_>>::deserialize(from)?.map(super::read).transpose()?;
+        Ok(bytes.map(B::from))
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::births::{self, Order};
 use super::evidence::Evidence;
+use super::grounds::Grounds;
 use super::identity::{LockKind, Pid, ProcessId, RecordedPid, StartTime};
 use super::places;
 use super::snapshot::{Births, Death, Lock, Place, Process, Search, Via};
@@ -129,7 +130,7 @@ pub struct Verdict {
     /// How sure that is.
     pub confidence: Confidence,
     /// What it rests on.
-    pub evidence: Vec<Evidence>,
+    pub evidence: Grounds,
     /// Whether the acquirer lives; `None` where that cannot be told.
     pub acquirer_alive: Option<bool>,
     /// The recorded pid belongs to another process now.
@@ -186,10 +187,10 @@ pub struct Facts<'a> {
 pub fn classify(facts: &Facts<'_>) -> Verdict {
     let mut verdict = match facts.lock.acquirer {
         RecordedPid::Remote(recorded) => {
-            Verdict::new(State::Remote, Confidence::Certain, vec![Evidence::Remote { recorded }])
+            Verdict::new(State::Remote, Confidence::Certain, Evidence::Remote { recorded })
         }
-        RecordedPid::Withheld => unknown(vec![Evidence::AcquirerWithheld]),
-        RecordedPid::Zero => unknown(vec![Evidence::AcquirerOutside]),
+        RecordedPid::Withheld => unknown(Evidence::AcquirerWithheld),
+        RecordedPid::Zero => unknown(Evidence::AcquirerOutside),
         RecordedPid::Local(pid) => local(facts, pid),
     };
     if let Some(to) = facts.lock.breaking_to {
@@ -199,12 +200,12 @@ pub fn classify(facts: &Facts<'_>) -> Verdict {
 }
 
 impl Verdict {
-    pub(super) fn new(state: State, confidence: Confidence, evidence: Vec<Evidence>) -> Self {
+    pub(super) fn new(state: State, confidence: Confidence, evidence: impl Into<Grounds>) -> Self {
         Self {
             state,
             reason: None,
             confidence,
-            evidence,
+            evidence: evidence.into(),
             acquirer_alive: None,
             recycled: false,
             detached: false,
@@ -218,7 +219,7 @@ impl Verdict {
     }
 }
 
-fn unknown(evidence: Vec<Evidence>) -> Verdict {
+fn unknown(evidence: impl Into<Grounds>) -> Verdict {
     Verdict::new(State::Unknown, Confidence::Certain, evidence)
 }
 
@@ -248,7 +249,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         && tenant != Tenant::Another
     {
         let descriptors = own().count() as u32;
-        let evidence = vec![Evidence::AcquirerHolds { pid, fd: first.fd, descriptors }];
+        let evidence = Evidence::AcquirerHolds { pid, fd: first.fd, descriptors };
         let mut verdict = Verdict::new(State::Held, Confidence::Certain, evidence);
         verdict.acquirer_alive = Some(true);
         return verdict;
@@ -258,15 +259,15 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
         && tenant != Tenant::Another
         && let Some(fact) = places::is_owner(facts, pid)
     {
-        let mut verdict = Verdict::new(State::Held, Confidence::Certain, vec![fact]);
+        let mut verdict = Verdict::new(State::Held, Confidence::Certain, fact);
         verdict.acquirer_alive = Some(true);
         return verdict;
     }
     if let Some(fact) = served(facts, pid) {
-        return Verdict::new(State::Remote, Confidence::Likely, vec![fact]);
+        return Verdict::new(State::Remote, Confidence::Likely, fact);
     }
     if facts.lock.owner.is_none() {
-        let mut verdict = unknown(vec![Evidence::OwnerUnknown]);
+        let mut verdict = unknown(Evidence::OwnerUnknown);
         verdict.acquirer_alive = if facts.nested && facts.acquirer.is_none() {
             None
         } else {
@@ -310,7 +311,7 @@ fn local(facts: &Facts<'_>, pid: Pid) -> Verdict {
             bereft(facts, (pid, process.start), evidence, Life::Dead)
         }
         Some(process) if process.exiting => {
-            let mut verdict = unknown(vec![Evidence::AcquirerExiting { pid }]);
+            let mut verdict = unknown(Evidence::AcquirerExiting { pid });
             verdict.acquirer_alive = Some(true);
             verdict
         }
@@ -386,10 +387,10 @@ fn bereft(
         if !facts.lock.kind.belongs_to_fd_table() {
             let Search { searched, gaps } = facts.search;
             if !searched.is_empty() {
-                evidence.push(Evidence::Searched { places: searched.clone() });
+                evidence.push(Evidence::Searched { places: searched.as_slice().into() });
             }
             if !gaps.is_empty() {
-                evidence.push(Evidence::NotSearched { places: gaps.clone() });
+                evidence.push(Evidence::NotSearched { places: gaps.as_slice().into() });
             }
         }
         if facts.hidden {

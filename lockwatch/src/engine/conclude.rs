@@ -13,7 +13,7 @@ use super::places::Places;
 use super::snapshot::{Death, Hides, Lock, Place, Snapshot, Via};
 
 /// A part of a list of indices that many locks share.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {
     from: u32,
     to: u32,

@@ -152,13 +152,8 @@ pub enum Evidence {
     },
     /// No reference was found in any fd table.
     NoReference,
-    /// Where the description lives on without a descriptor.
-    Kept {
-        /// What kind of place.
-        kind: Box<PlaceKind>,
-        /// Who has the place.
-        owners: Vec<PlaceOwner>,
-    },
+    /// Where the description lives on without a descriptor, and who has the place.
+    Kept(Box<(PlaceKind, Vec<PlaceOwner>)>),
     /// Whether the owner of a place had the description before the lock was taken is not known.
     HadBeforeUnknown {
         /// The owner.
@@ -167,12 +162,12 @@ pub enum Evidence {
     /// Places that were searched for a reference.
     Searched {
         /// The places.
-        places: Vec<Via>,
+        places: Box<[Via]>,
     },
     /// Places that were not searched for a reference, and why.
     NotSearched {
         /// The places.
-        places: Vec<(Via, String)>,
+        places: Box<[(Via, String)]>,
     },
     /// The source could not tell to which description the lock belongs.
     OwnerUnknown,
@@ -192,7 +187,7 @@ pub enum Evidence {
 impl Evidence {
     /// What is known of a place.
     pub(super) fn kept(place: &Place) -> Self {
-        Self::Kept { kind: Box::new(place.kind.clone()), owners: place.owners.clone() }
+        Self::Kept(Box::new((place.kind.clone(), place.owners.clone())))
     }
 }
 
@@ -387,7 +382,7 @@ impl fmt::Display for Evidence {
                 "the acquirer, pid {pid}, lives and still has what it is in ({})",
                 via.name()
             ),
-            Self::Kept { kind, owners } => kept(f, kind, owners),
+            Self::Kept(place) => kept(f, &place.0, &place.1),
             Self::HadBeforeUnknown { pid } => write!(
                 f,
                 "whether pid {pid} had the description before it was locked cannot be told"

@@ -127,7 +127,7 @@ mod tests {
             kind,
             access: Access::Write,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             acquirer: RecordedPid::Local(1),
             breaking_to: None,
             taken: None,
@@ -141,15 +141,19 @@ mod tests {
             via: Via::Fd,
             fd: Some(fd),
             file: FileIx(0),
-            description: Some(Owner(description)),
-            table: Some(Owner(table)),
+            description: Some(Owner::new(description)),
+            table: Some(Owner::new(table)),
             opener: None,
             writes: None,
         }
     }
 
     fn holders_of(lock: Lock, references: Vec<Reference>) -> Vec<(i32, Option<u32>)> {
-        let snapshot = Snapshot { locks: vec![lock], references, ..Snapshot::default() };
+        let snapshot = Snapshot {
+            locks: vec![lock].into(),
+            references: references.into(),
+            ..Snapshot::default()
+        };
         let holders = Holders::index(&snapshot);
         let found = holders.of(&snapshot.locks[0]).of(holders.list());
         let reference = |&index: &u32| &snapshot.references[index as usize];

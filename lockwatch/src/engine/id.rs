@@ -83,7 +83,7 @@ pub fn of_lock(
     owner: Owner,
 ) -> LockId {
     let mut hash = hashed(key, dev, ino, kind, range, acquirer);
-    hash.write_u64(owner.0);
+    hash.write_u64(owner.token());
     LockId { dev, ino, hash: hash.finish(), long: false }
 }
 
@@ -96,8 +96,8 @@ fn hashed(
     acquirer: RecordedPid,
 ) -> SipHasher24 {
     let mut hash = SipHasher24::new_with_key(&key.0);
-    hash.write_u32(dev.major);
-    hash.write_u32(dev.minor);
+    hash.write_u32(dev.major());
+    hash.write_u32(dev.minor());
     hash.write_u64(ino);
     hash.write(kind.name().as_bytes());
     // The first byte tells the ranges of one owner apart: they never overlap.
@@ -132,7 +132,7 @@ mod tests {
 
     fn snapshot(owners: &[u64], stable_owners: bool) -> Snapshot {
         let file = File {
-            dev: Dev { major: 0xfe, minor: 0 },
+            dev: Dev::new(0xfe, 0),
             ino: 131,
             size: None,
             path: None,
@@ -145,13 +145,13 @@ mod tests {
             kind: LockKind::Flock,
             access: Access::Read,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             acquirer: RecordedPid::Local(7),
             breaking_to: None,
             taken: None,
         };
         let locks = owners.iter().map(lock).collect();
-        Snapshot { files: vec![file], locks, stable_owners, ..Snapshot::default() }
+        Snapshot { files: vec![file].into(), locks, stable_owners, ..Snapshot::default() }
     }
 
     const KEY: IdKey = IdKey(*b"0123456789abcdef");
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn ids_that_would_look_alike_are_written_in_full() {
-        let id = |hash| LockId { dev: Dev { major: 0, minor: 1 }, ino: 5, hash, long: false };
+        let id = |hash| LockId { dev: Dev::new(0, 1), ino: 5, hash, long: false };
         let mut ids =
             [id(0x1111_1111_0000_0001), id(0x1111_1111_0000_0002), id(0x2222_2222_0000_0000)];
         lengthen_where_ambiguous(ids.iter_mut());

@@ -3,30 +3,84 @@
 //! Refuses to look anything up: every value here is built from what a source read.
 
 use std::fmt;
+use std::num::NonZero;
 
 use serde::{Deserialize, Serialize};
 
-/// A block or anonymous device number, as the kernel's `super_block.s_dev` splits it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dev {
-    /// Major number, 12 bits in the kernel.
-    pub major: u32,
-    /// Minor number, 20 bits in the kernel.
-    pub minor: u32,
-}
+/// A block or anonymous device number, as the kernel's `super_block.s_dev` has it
+/// (`include/linux/kdev_t.h`): 12 bits major, 20 bits minor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "Numbers", try_from = "Numbers")]
+pub struct Dev(u32);
 
 impl Dev {
-    /// Splits the kernel's own `dev_t` (`include/linux/kdev_t.h`: 12 bits major, 20 bits minor).
-    pub fn from_kernel(dev: u32) -> Self {
-        Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    const MINOR_BITS: u32 = 20;
+    const MINORS: u32 = (1 << Self::MINOR_BITS) - 1;
+
+    /// The device with these numbers, of which the kernel keeps no more bits than that.
+    pub const fn new(major: u32, minor: u32) -> Self {
+        Self(major << Self::MINOR_BITS | minor & Self::MINORS)
+    }
+
+    /// The device with these numbers; `None` where the kernel can have none.
+    pub fn exact(major: u32, minor: u32) -> Option<Self> {
+        let dev = Self::new(major, minor);
+        ((dev.major(), dev.minor()) == (major, minor)).then_some(dev)
+    }
+
+    /// From the kernel's own `dev_t`.
+    pub const fn from_kernel(dev: u32) -> Self {
+        Self(dev)
+    }
+
+    /// The kernel's own `dev_t`.
+    pub const fn to_kernel(self) -> u32 {
+        self.0
+    }
+
+    /// Major number.
+    pub const fn major(self) -> u32 {
+        self.0 >> Self::MINOR_BITS
+    }
+
+    /// Minor number.
+    pub const fn minor(self) -> u32 {
+        self.0 & Self::MINORS
+    }
+}
+
+impl fmt::Debug for Dev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dev({self})")
+    }
+}
+
+/// A device number in a trace.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Numbers {
+    major: u32,
+    minor: u32,
+}
+
+impl From<Dev> for Numbers {
+    fn from(dev: Dev) -> Self {
+        Self { major: dev.major(), minor: dev.minor() }
+    }
+}
+
+impl TryFrom<Numbers> for Dev {
+    type Error = String;
+
+    fn try_from(Numbers { major, minor }: Numbers) -> Result<Self, String> {
+        Self::exact(major, minor).ok_or_else(|| format!("{major}:{minor} is no device number"))
     }
 }
 
 impl fmt::Display for Dev {
     /// The form of `/proc/locks`: two hexadecimal numbers, at least two digits each.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}:{:02x}", self.major, self.minor)
+        write!(f, "{:02x}:{:02x}", self.major(), self.minor())
     }
 }
 
@@ -104,25 +158,77 @@ impl Access {
     }
 }
 
+/// A number of bytes, or the place of one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "u64", try_from = "u64")]
+pub struct Size(NonZero<u64>);
+
+impl Size {
+    /// So many; `None` of the very last number, which is none.
+    pub fn new(bytes: u64) -> Option<Self> {
+        // One more, so that none at all takes no room of its own.
+        NonZero::new(bytes.wrapping_add(1)).map(Self)
+    }
+
+    /// The kernel's `loff_t`; `None` where it is negative.
+    pub fn of_kernel(bytes: i64) -> Option<Self> {
+        u64::try_from(bytes).ok().and_then(Self::new)
+    }
+
+    /// How many.
+    pub fn bytes(self) -> u64 {
+        self.0.get() - 1
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes().fmt(f)
+    }
+}
+
+impl TryFrom<u64> for Size {
+    type Error = String;
+
+    fn try_from(bytes: u64) -> Result<Self, String> {
+        Self::new(bytes).ok_or_else(|| format!("{bytes} is no number of bytes"))
+    }
+}
+
+impl From<Size> for u64 {
+    fn from(size: Size) -> Self {
+        size.bytes()
+    }
+}
+
 /// The bytes that a lock covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Range {
     /// First byte.
     pub start: u64,
-    /// Last byte, included; `None` is "to the end of the file, however far it grows"
-    /// (the kernel's `OFFSET_MAX`).
-    pub end: Option<u64>,
+    end: Option<Size>,
 }
 
 impl Range {
     /// The whole file.
     pub const WHOLE: Self = Self { start: 0, end: None };
 
+    /// From a first to a last byte, included; `None` is "to the end of the file, however far it
+    /// grows" (the kernel's `OFFSET_MAX`), and so is what no byte can be.
+    pub fn new(start: u64, end: Option<u64>) -> Self {
+        Self { start, end: end.and_then(Size::new) }
+    }
+
+    /// The last byte, included; `None` where it is the file's last, however far that grows.
+    pub fn end(self) -> Option<u64> {
+        self.end.map(Size::bytes)
+    }
+
     /// True where the two ranges share at least one byte.
     pub fn overlaps(self, other: Self) -> bool {
-        self.end.is_none_or(|end| other.start <= end)
-            && other.end.is_none_or(|end| self.start <= end)
+        self.end().is_none_or(|end| other.start <= end)
+            && other.end().is_none_or(|end| self.start <= end)
     }
 }
 
@@ -131,7 +237,36 @@ impl Range {
 /// Equal tokens of one snapshot mean the same kernel object. The BPF source uses the kernel's
 /// pointer, so a token must never be shown or written anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Owner(pub u64);
+#[serde(into = "u64", from = "u64")]
+pub struct Owner(NonZero<u64>);
+
+impl Owner {
+    /// By a token; the very last number is none, and counts as the one before it.
+    pub const fn new(token: u64) -> Self {
+        // One more, so that none at all takes no room of its own.
+        match NonZero::new(token.wrapping_add(1)) {
+            Some(one_more) => Self(one_more),
+            None => Self(NonZero::<u64>::MAX),
+        }
+    }
+
+    /// The token.
+    pub const fn token(self) -> u64 {
+        self.0.get() - 1
+    }
+}
+
+impl From<u64> for Owner {
+    fn from(token: u64) -> Self {
+        Self::new(token)
+    }
+}
+
+impl From<Owner> for u64 {
+    fn from(owner: Owner) -> Self {
+        owner.token()
+    }
+}
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,7 +368,7 @@ mod tests {
 
     #[test]
     fn ranges_that_share_a_byte_overlap() {
-        let range = |start, end| Range { start, end };
+        let range = Range::new;
         assert!(range(0, Some(9)).overlaps(range(9, Some(20))));
         assert!(!range(0, Some(9)).overlaps(range(10, Some(20))));
         assert!(range(100, None).overlaps(range(0, Some(100))));
@@ -245,7 +380,7 @@ mod tests {
     fn a_device_is_written_as_proc_locks_writes_it() {
         assert_eq!(Dev::from_kernel((0xfe << 20) | 1).to_string(), "fe:01");
         assert_eq!(Dev::from_kernel(0x2b).to_string(), "00:2b");
-        assert_eq!(Dev { major: 0x103, minor: 0x12345 }.to_string(), "103:12345");
+        assert_eq!(Dev::new(0x103, 0x12345).to_string(), "103:12345");
     }
 
     #[test]

@@ -11,21 +11,22 @@ use serde::{Deserialize, Serialize};
 
 use super::bytes;
 use super::identity::{
-    Access, BootTime, Dev, LockKind, Owner, Pid, ProcessId, Range, RecordedPid, StartTime,
+    Access, BootTime, Dev, LockKind, Owner, Pid, ProcessId, Range, RecordedPid, Size, StartTime,
 };
+use super::shared::Shared;
 
 /// Everything that one reading found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Snapshot {
     /// Files that carry a lock or a queued request; others refer to them by index.
-    pub files: Vec<File>,
+    pub files: Shared<File>,
     /// Granted locks.
-    pub locks: Vec<Lock>,
+    pub locks: Shared<Lock>,
     /// Queued requests.
     pub waiters: Vec<Waiter>,
     /// Everything that was found to refer to an open file description or fd table of interest.
-    pub references: Vec<Reference>,
+    pub references: Shared<Reference>,
     /// Where descriptions live on without a descriptor. Looked for only where a lock is unexplained
     /// without.
     pub places: Vec<Place>,
@@ -64,11 +65,11 @@ pub struct File {
     /// Inode number.
     pub ino: u64,
     /// Size in bytes.
-    pub size: Option<u64>,
+    pub size: Option<Size>,
     /// The path by which it was opened, as the reader's root shows it; without the kernel's
     /// " (deleted)". Any bytes but NUL.
     #[serde(default, with = "bytes::optional")]
-    pub path: Option<Box<[u8]>>,
+    pub path: Option<Arc<[u8]>>,
     /// True where the inode has no name left (`i_nlink` is 0).
     pub deleted: Option<bool>,
     /// True where `path` now names another inode.
@@ -98,6 +99,17 @@ pub struct Lock {
     pub breaking_to: Option<Access>,
     /// When and by whom it was taken, as history has it. `None` where nobody watched then.
     pub taken: Option<Taken>,
+}
+
+impl Lock {
+    /// True where all is the same that the kernel's list tells, whatever history knows of it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self { entry, file, kind, access, range, owner, acquirer, breaking_to, taken: _ } =
+            self;
+        (entry, file, kind, access) == (&other.entry, &other.file, &other.kind, &other.access)
+            && (range, owner, acquirer) == (&other.range, &other.owner, &other.acquirer)
+            && *breaking_to == other.breaking_to
+    }
 }
 
 /// The taking of a lock, as it was seen when it happened.

@@ -3,6 +3,7 @@
 //! Refuses to format: sinks write it down.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::classify::{Reason, State, Survivor, Verdict};
 use super::conclude::{self, Conclusions, Lists, Span};
@@ -30,6 +31,15 @@ pub enum Flag {
 }
 
 impl Flag {
+    const ALL: [Self; 6] = [
+        Self::PidRecycled,
+        Self::AcquirerDetached,
+        Self::PidZero,
+        Self::Deleted,
+        Self::Replaced,
+        Self::Contended,
+    ];
+
     /// The name in JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -43,6 +53,32 @@ impl Flag {
     }
 }
 
+/// Some flags.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flags(u8);
+
+impl Flags {
+    /// True where it is one of them.
+    pub fn contains(self, flag: Flag) -> bool {
+        self.0 & (1 << flag as u8) != 0
+    }
+
+    /// They, in the order of [`Flag`].
+    pub fn iter(self) -> impl Iterator<Item = Flag> {
+        Flag::ALL.into_iter().filter(move |&flag| self.contains(flag))
+    }
+
+    fn set(&mut self, flag: Flag) {
+        self.0 |= 1 << flag as u8;
+    }
+}
+
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// One lock with all that follows.
 #[derive(Clone, Debug)]
 pub struct LockView {
@@ -52,14 +88,10 @@ pub struct LockView {
     pub lock: u32,
     /// What it is in, and why.
     pub verdict: Verdict,
-    /// Its flags, in the order of [`Flag`].
-    pub flags: Box<[Flag]>,
-    /// Its waiters: places in [`Snapshot::waiters`].
-    pub waiters: Box<[u32]>,
+    /// Its flags.
+    pub flags: Flags,
     /// Its holders. Locks of one owner on one file share them.
     holders: Span,
-    /// Where else its description lives on.
-    places: Span,
 }
 
 /// One way in which a lock is held: a descriptor, or a place without one.
@@ -86,6 +118,10 @@ pub struct View {
     pub locks: Vec<LockView>,
     /// For each waiter of the snapshot, the places in `locks` of what blocks it, in rising order.
     pub blockers: Vec<Vec<u32>>,
+    /// The waiters of each lock that has any, by its place in the snapshot: few have.
+    waiters: BTreeMap<u32, Vec<u32>>,
+    /// Where else the description of a lock lives on, by its place in the snapshot, as far as it does.
+    places: BTreeMap<u32, Span>,
     lists: Lists,
 }
 
@@ -99,7 +135,7 @@ impl View {
     /// exit.
     pub fn with_patience(snapshot: Snapshot, ids: &[LockId], overdue: Option<BootTime>) -> Self {
         debug_assert_eq!(snapshot.locks.len(), ids.len());
-        let mut waits = waits::relate(&snapshot);
+        let waits = waits::relate(&snapshot);
         let mut conclusions = Conclusions::of(&snapshot, overdue);
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|&index| {
@@ -108,23 +144,20 @@ impl View {
         });
         let mut place = vec![0u32; ids.len()];
         let mut locks = Vec::with_capacity(ids.len());
+        let mut kept_in = BTreeMap::new();
         for (at, &index) in order.iter().enumerate() {
             place[index as usize] = at as u32;
             let (lock, id) = (&snapshot.locks[index as usize], ids[index as usize]);
             let concluded = conclusions.on(lock);
-            let waiters = std::mem::take(&mut waits.waiters[index as usize]);
+            let contended = waits.waiters.contains_key(&index);
+            if concluded.places != Span::default() {
+                kept_in.insert(index, concluded.places);
+            }
             let file = &snapshot.files[lock.file.0 as usize];
             let (verdict, survivors) = (concluded.verdict, concluded.survivors);
-            let flags = flags(lock, file, &verdict, survivors, !waiters.is_empty());
-            locks.push(LockView {
-                id,
-                lock: index,
-                verdict,
-                flags: flags.into(),
-                waiters: waiters.into(),
-                holders: concluded.holders,
-                places: concluded.places,
-            });
+            let flags = flags(lock, file, &verdict, survivors, contended);
+            let holders = concluded.holders;
+            locks.push(LockView { id, lock: index, verdict, flags, holders });
         }
         let lists = conclusions.into_lists();
         for of_file in locks.chunk_by_mut(|a, b| (a.id.dev, a.id.ino) == (b.id.dev, b.id.ino)) {
@@ -139,7 +172,7 @@ impl View {
             places
         };
         let blockers = waits.blockers.into_iter().map(places).collect();
-        Self { snapshot, locks, blockers, lists }
+        Self { snapshot, locks, blockers, waiters: waits.waiters, places: kept_in, lists }
     }
 
     /// The lock with an id.
@@ -184,9 +217,15 @@ impl View {
         holders.map(|&reference| &self.snapshot.references[reference as usize])
     }
 
+    /// The waiters of a lock: places in [`Snapshot::waiters`], in rising order.
+    pub fn waiters(&self, view: &LockView) -> &[u32] {
+        self.waiters.get(&view.lock).map_or(&[], Vec::as_slice)
+    }
+
     /// The places in which the description of a lock lives on without a descriptor.
     pub fn places(&self, view: &LockView) -> impl ExactSizeIterator<Item = &Place> {
-        let places = view.places.of(&self.lists.places).iter();
+        let span = self.places.get(&view.lock).copied().unwrap_or_default();
+        let places = span.of(&self.lists.places).iter();
         places.map(|&place| &self.snapshot.places[place as usize])
     }
 
@@ -276,11 +315,11 @@ fn flags(
     verdict: &Verdict,
     survivors: &[Survivor<'_>],
     contended: bool,
-) -> Vec<Flag> {
-    let mut flags = Vec::new();
+) -> Flags {
+    let mut flags = Flags::default();
     let mut set = |flag, on| {
         if on {
-            flags.push(flag);
+            flags.set(flag);
         }
     };
     set(Flag::PidRecycled, verdict.recycled);
@@ -335,7 +374,7 @@ mod tests {
 
     fn snapshot(seeds: &[Seed], waiters: &[(u32, usize, u64)]) -> Snapshot {
         let file = |ino| File {
-            dev: Dev { major: 1, minor: 2 },
+            dev: Dev::new(1, 2),
             ino,
             size: None,
             path: None,
@@ -349,7 +388,7 @@ mod tests {
         };
         for &(file, kind, owner, start, pid) in seeds {
             let (file, kind) = (FileIx(file % 4), KINDS[kind % 3]);
-            let owner = Owner(owner * 8 + u64::from(file.0) * 2 + u64::from(kind as u8 % 2));
+            let owner = Owner::new(owner * 8 + u64::from(file.0) * 2 + u64::from(kind as u8 % 2));
             let taken = snapshot.locks.iter().any(|lock| {
                 (lock.file, lock.kind, lock.owner, lock.range.start)
                     == (file, kind, Some(owner), start)
@@ -357,12 +396,13 @@ mod tests {
             if taken {
                 continue;
             }
+            let entry = snapshot.locks.len() as u64;
             snapshot.locks.push(Lock {
-                entry: snapshot.locks.len() as u64,
+                entry,
                 file,
                 kind,
                 access: if start % 2 == 0 { Access::Read } else { Access::Write },
-                range: Range { start, end: Some(start + 3) },
+                range: Range::new(start, Some(start + 3)),
                 owner: Some(owner),
                 acquirer: RecordedPid::Local(pid),
                 breaking_to: None,
@@ -387,8 +427,8 @@ mod tests {
                 file: FileIx(file % 4),
                 kind: KINDS[kind % 3],
                 access: Access::Write,
-                range: Range { start, end: None },
-                owner: Some(Owner(u64::MAX)),
+                range: Range::new(start, None),
+                owner: Some(Owner::new(u64::MAX)),
                 requester: RecordedPid::Local(start as i32),
                 since: None,
             });
@@ -405,8 +445,8 @@ mod tests {
     fn told(view: &View) -> Vec<String> {
         let lock = |lock: &LockView| {
             let holders: Vec<_> = view.holders(lock).map(|of| (of.pid, of.fd)).collect();
-            let mut waiters: Vec<_> = lock
-                .waiters
+            let mut waiters: Vec<_> = view
+                .waiters(lock)
                 .iter()
                 .map(|&waiter| {
                     let range = view.snapshot.waiters[waiter as usize].range;
@@ -455,13 +495,13 @@ mod tests {
         ) {
             let view = concluded(snapshot(&seeds, &waiters));
             for (place, lock) in view.locks.iter().enumerate() {
-                for &waiter in &lock.waiters {
+                for &waiter in view.waiters(lock) {
                     prop_assert!(view.blockers[waiter as usize].contains(&(place as u32)));
                 }
-                prop_assert_eq!(lock.flags.contains(&Flag::Contended), !lock.waiters.is_empty());
+                prop_assert_eq!(lock.flags.contains(Flag::Contended), !view.waiters(lock).is_empty());
             }
             let blocked: usize = view.blockers.iter().map(Vec::len).sum();
-            let blocking: usize = view.locks.iter().map(|lock| lock.waiters.len()).sum();
+            let blocking: usize = view.locks.iter().map(|lock| view.waiters(lock).len()).sum();
             prop_assert_eq!(blocked, blocking);
         }
     }

@@ -13,8 +13,8 @@ use super::snapshot::{FileIx, Snapshot};
 pub struct Waits {
     /// For each waiter, the locks that block it, in rising order.
     pub blockers: Vec<Vec<u32>>,
-    /// For each lock, the waiters that it blocks, in rising order.
-    pub waiters: Vec<Vec<u32>>,
+    /// For each lock that blocks any, its waiters, in rising order.
+    pub waiters: BTreeMap<u32, Vec<u32>>,
 }
 
 /// A lock or a request, as far as conflicts go.
@@ -46,10 +46,8 @@ fn conflict(request: Claim, lock: Claim) -> bool {
 
 /// Relates every waiter of the snapshot to the locks that it waits for.
 pub fn relate(snapshot: &Snapshot) -> Waits {
-    let mut waits = Waits {
-        blockers: vec![Vec::new(); snapshot.waiters.len()],
-        waiters: vec![Vec::new(); snapshot.locks.len()],
-    };
+    let mut waits =
+        Waits { blockers: vec![Vec::new(); snapshot.waiters.len()], waiters: BTreeMap::new() };
     if snapshot.waiters.is_empty() {
         return waits;
     }
@@ -91,7 +89,7 @@ pub fn relate(snapshot: &Snapshot) -> Waits {
             blockers.insert(place, root);
         }
         for &blocker in blockers.iter() {
-            waits.waiters[blocker as usize].push(index as u32);
+            waits.waiters.entry(blocker).or_default().push(index as u32);
         }
     }
     waits
@@ -109,8 +107,8 @@ mod tests {
             file: FileIx(0),
             kind,
             access,
-            range: Range { start: range.0, end: range.1 },
-            owner: Some(Owner(entry)),
+            range: Range::new(range.0, range.1),
+            owner: Some(Owner::new(entry)),
             acquirer: RecordedPid::Local(entry as i32),
             breaking_to: None,
             taken: None,
@@ -123,8 +121,8 @@ mod tests {
             file: FileIx(0),
             kind,
             access,
-            range: Range { start: range.0, end: range.1 },
-            owner: Some(Owner(1000 + behind)),
+            range: Range::new(range.0, range.1),
+            owner: Some(Owner::new(1000 + behind)),
             requester: RecordedPid::Local(9),
             since: None,
         }
@@ -133,7 +131,7 @@ mod tests {
     const ALL: (u64, Option<u64>) = (0, None);
 
     fn relate_of(locks: Vec<Lock>, waiters: Vec<Waiter>) -> Waits {
-        relate(&Snapshot { locks, waiters, ..Snapshot::default() })
+        relate(&Snapshot { locks: locks.into(), waiters, ..Snapshot::default() })
     }
 
     #[test]
@@ -144,7 +142,7 @@ mod tests {
             vec![waiter(1, LockKind::Flock, Access::Write, ALL)],
         );
         assert_eq!(waits.blockers, [[0, 1, 2]]);
-        assert_eq!(waits.waiters, [[0], [0], [0]]);
+        assert_eq!(waits.waiters, BTreeMap::from([0, 1, 2].map(|lock| (lock, vec![0]))));
     }
 
     #[test]
@@ -175,7 +173,7 @@ mod tests {
     #[test]
     fn an_upgrade_does_not_wait_for_its_own_lock() {
         let mut upgrade = waiter(2, LockKind::Ofd, Access::Write, ALL);
-        upgrade.owner = Some(Owner(1));
+        upgrade.owner = Some(Owner::new(1));
         let waits = relate_of(
             vec![
                 lock(1, LockKind::Ofd, Access::Read, ALL),

@@ -39,7 +39,7 @@ pub(super) fn done(
 ) -> io::Result<()> {
     let refused = refusals.iter().filter_map(|(id, refusal)| {
         let lock = view.locks.iter().find(|lock| is_same(lock.id, *id))?;
-        Some((view.name(lock), view.file(lock).path.clone(), refusal))
+        Some((view.name(lock), view.file(lock).path.as_deref().map(Box::from), refusal))
     });
     say(&Progress::Done(Done::of(plans, &report.outcomes, &report.hooks, refused)))
 }

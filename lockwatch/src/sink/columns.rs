@@ -59,7 +59,7 @@ columns! {
     "M", right, "mandatory locking: always 0, Linux has none since 5.15", |_, _, _| Some("0".into());
     "START", right, "first byte", |report, row, _| Some(range(report, row).start.to_string());
     "END", right, "last byte, or EOF",
-        |report, row, _| Some(range(report, row).end.map_or("EOF".into(), |end| end.to_string()));
+        |report, row, _| Some(range(report, row).end().map_or("EOF".into(), |end| end.to_string()));
     "STATE", left, "held, shared, handed_over, orphaned, remote, unknown; or waiting", state;
     "REASON", left, "why it is orphaned",
         |_, row, _| lock_of(row)?.verdict.reason.map(|reason| reason.name().into());
@@ -70,12 +70,12 @@ columns! {
         |report, row, _| Some(labels::acquirer(report.view, lock_of(row)?));
     "HOLDERS", left, "what keeps it alive: PID,COMMAND,FD of each", holders;
     "WAITERS", right, "how many requests wait for it",
-        |_, row, _| Some(lock_of(row)?.waiters.len().to_string());
+        |report, row, _| Some(report.view.waiters(lock_of(row)?).len().to_string());
     "BLOCKER", left, "pids of all that a request waits for", blocker;
     "INODE", right, "inode number", |report, row, _| Some(file(report, row).ino.to_string());
     "MAJ:MIN", left, "device of the file", |report, row, _| {
         let dev = file(report, row).dev;
-        Some(format!("{}:{}", dev.major, dev.minor))
+        Some(format!("{}:{}", dev.major(), dev.minor()))
     };
     "CGROUP", left, "control group of the acquirer",
         |report, row, _| {
@@ -201,7 +201,7 @@ fn pid(report: &Report<'_>, row: Row<'_>, _raw: bool) -> Option<String> {
 }
 
 fn size(report: &Report<'_>, row: Row<'_>, raw: bool) -> Option<String> {
-    let size = file(report, row).size?;
+    let size = file(report, row).size?.bytes();
     Some(if raw { size.to_string() } else { human_size(size) })
 }
 

@@ -27,7 +27,7 @@ pub fn write(out: &mut impl Write, report: &Report<'_>, lock: &LockView) -> io::
 
 fn heading(view: &View, lock: &LockView) -> String {
     let facts = view.lock(lock);
-    let bytes = match (facts.range.start, facts.range.end) {
+    let bytes = match (facts.range.start, facts.range.end()) {
         (0, None) => "the whole file".into(),
         (start, None) => format!("bytes {start} to the end of the file"),
         (start, Some(end)) => format!("bytes {start} to {end}"),
@@ -79,7 +79,7 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
         }
         None => "When it was taken is not known: nobody watched.".into(),
     });
-    if lock.flags.contains(&Flag::PidZero) {
+    if lock.flags.contains(Flag::PidZero) {
         told.push(
             "In its pid namespace the kernel shows this lock as held by PID 0: that is only how it \
              shows a pid that is dead or foreign there."
@@ -88,10 +88,10 @@ fn sentences(report: &Report<'_>, lock: &LockView) -> Vec<String> {
     }
     told.extend(holders(report, lock));
     told.extend(lock.verdict.evidence.iter().map(|fact| format!("Evidence: {fact}.")));
-    if lock.flags.contains(&Flag::Deleted) {
+    if lock.flags.contains(Flag::Deleted) {
         told.push("The file has no name left: nobody can open it anew.".into());
     }
-    if lock.flags.contains(&Flag::Replaced) {
+    if lock.flags.contains(Flag::Replaced) {
         told.push(
             "Its path now names another file: whoever locks that path does not meet this lock."
                 .into(),
@@ -233,7 +233,7 @@ fn places(report: &Report<'_>, lock: &LockView) -> Vec<String> {
 const NAMED: usize = 4;
 
 fn waiters(view: &View, lock: &LockView) -> Vec<String> {
-    lock.waiters
+    view.waiters(lock)
         .iter()
         .map(|&place| {
             let waiter = &view.snapshot.waiters[place as usize];

@@ -390,7 +390,7 @@ impl Serialize for Waiters<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self(context, lock) = self;
         let view = context.report.view;
-        serializer.collect_seq(lock.waiters.iter().map(|&place| {
+        serializer.collect_seq(view.waiters(lock).iter().map(|&place| {
             let waiter = &view.snapshot.waiters[place as usize];
             let process = match waiter.requester {
                 RecordedPid::Local(pid) => context.process(pid),
@@ -426,13 +426,13 @@ fn lock<'a>(context: &'a Context<'a>, lock: &'a LockView) -> Lock<'a> {
         kind: facts.kind.name(),
         access: facts.access.name(),
         start: facts.range.start,
-        end: facts.range.end,
+        end: facts.range.end(),
         file: File {
             path: path.map(Lossy),
             path_b64: raw.map(|path| base64::engine::general_purpose::STANDARD.encode(path)),
             dev: Text(&file.dev),
             ino: file.ino,
-            size: file.size,
+            size: file.size.map(crate::engine::identity::Size::bytes),
             deleted: file.deleted,
             replaced: file.replaced,
         },

@@ -52,7 +52,7 @@ impl Report<'_> {
         let mut waiters: Vec<u32> = self
             .asked
             .iter()
-            .flat_map(|&place| self.view.locks[place as usize].waiters.iter().copied())
+            .flat_map(|&place| self.view.waiters(&self.view.locks[place as usize]).iter().copied())
             .collect();
         waiters.sort_unstable();
         waiters.dedup();

@@ -97,7 +97,7 @@ pub fn plan(plan: &Plan) -> Value {
         "type": plan.lock.kind.name(),
         "access": plan.lock.access.name(),
         "start": plan.lock.range.start,
-        "end": plan.lock.range.end,
+        "end": plan.lock.range.end(),
         "file": {
             "path": path.map(String::from_utf8_lossy),
             "dev": plan.lock.file.dev.to_string(),

@@ -90,8 +90,12 @@ fn rows_of<'a>(report: &'a Report<'a>) -> impl Iterator<Item = Row<'a>> {
             blockers.iter().find(|blocker| report.listed.binary_search(blocker).is_ok())
                 == Some(&place)
         };
-        let waiters =
-            lock.waiters.iter().filter(first).map(move |&waiter| Row::Waiter(lock, waiter));
+        let waiters = report
+            .view
+            .waiters(lock)
+            .iter()
+            .filter(first)
+            .map(move |&waiter| Row::Waiter(lock, waiter));
         std::iter::once(Row::Lock(lock)).chain(waiters)
     })
 }

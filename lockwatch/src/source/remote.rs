@@ -43,7 +43,7 @@ pub fn mount(dev: Dev) -> io::Result<Option<Mount>> {
 }
 
 fn mount_in(mountinfo: &[u8], dev: Dev) -> Option<Mount> {
-    let wanted = format!("{}:{}", dev.major, dev.minor);
+    let wanted = format!("{}:{}", dev.major(), dev.minor());
     mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');
         if fields.nth(2)? != wanted.as_bytes() {
@@ -115,7 +115,7 @@ fn field(info: &str, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const DEV: Dev = Dev { major: 0, minor: 0x2d };
+    const DEV: Dev = Dev::new(0, 0x2d);
 
     #[test]
     fn the_mount_of_a_device_tells_type_and_source() {
@@ -123,7 +123,7 @@ mod tests {
                      40 22 0:45 / /home\\040x rw shared:3 - nfs4 srv:/a\\040b rw,vers=4.2\n";
         let mount = mount_in(text, DEV).expect("it is there");
         assert_eq!((&mount.kind[..], &mount.source[..]), (&b"nfs4"[..], &b"srv:/a b"[..]));
-        assert_eq!(mount_in(text, Dev { major: 9, minor: 9 }), None);
+        assert_eq!(mount_in(text, Dev::new(9, 9)), None);
         assert_eq!(mount_in(b"1 2 0:45", DEV), None);
     }
 

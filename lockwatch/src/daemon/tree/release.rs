@@ -54,7 +54,7 @@ mod tests {
     use crate::engine::reclaim::progress::{Done, Ended, HookEnd};
 
     fn reclaimed(ending: Ending, hook: Option<(&str, bool)>) -> Reclaimed {
-        let dev = Dev { major: 1, minor: 2 };
+        let dev = Dev::new(1, 2);
         let lock = LockName {
             id: LockId { dev, ino: 5, hash: 7, long: false },
             file: FileId { dev, ino: 5 },

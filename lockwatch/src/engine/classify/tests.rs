@@ -16,7 +16,7 @@ fn lock(kind: LockKind) -> Lock {
         kind,
         access: Access::Write,
         range: Range::WHOLE,
-        owner: Some(Owner(7)),
+        owner: Some(Owner::new(7)),
         acquirer: RecordedPid::Local(ACQUIRER),
         breaking_to: None,
         taken: None,
@@ -200,7 +200,7 @@ fn a_lock_without_any_reference_is_unaccounted_and_says_where_nobody_looked() {
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Unaccounted), LIKELY));
     let evidence = case.verdict().evidence;
     let gaps = Search::none("nobody looked").gaps;
-    assert!(evidence.contains(&Evidence::NotSearched { places: gaps }));
+    assert!(evidence.contains(&Evidence::NotSearched { places: gaps.into() }));
 }
 
 #[test]
@@ -485,7 +485,7 @@ fn history_tells_of_a_mapping_whether_its_owner_had_it_before_the_lock_was_taken
         case.processes.insert(300, owner);
         let owner = PlaceOwner { pid: 300, tid: 300, fd: None, opener: Some(false) };
         let kind = PlaceKind::Mapping { start: 0x1000, end: 0x2000, protection: *b"rw-s" };
-        case.places = vec![Place { description: Owner(7), kind, owners: vec![owner] }];
+        case.places = vec![Place { description: Owner::new(7), kind, owners: vec![owner] }];
         case.state()
     };
     assert_eq!(of(born(12)), (State::Shared, None, CERTAIN), "younger than the acquirer");
@@ -499,7 +499,7 @@ fn a_stuck_acquirers_own_ring_does_not_make_it_hold_the_lock() {
     let mut case = watched(Case::new(Some(exiting), vec![]), KILLED);
     let owner = PlaceOwner { pid: ACQUIRER, tid: ACQUIRER, fd: Some(5), opener: None };
     let kind = PlaceKind::Ring { slot: 0, depth: 0 };
-    case.places = vec![Place { description: Owner(7), kind, owners: vec![owner] }];
+    case.places = vec![Place { description: Owner::new(7), kind, owners: vec![owner] }];
     assert_eq!(case.state().0, State::Held, "within the grace");
     case.overdue = true;
     assert_eq!(case.state(), (State::Orphaned, Some(Reason::Exiting), CERTAIN));

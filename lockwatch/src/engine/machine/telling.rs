@@ -113,7 +113,8 @@ impl Scene<'_> {
 
     fn path(&self, file: FileId) -> Option<Box<[u8]>> {
         let locks = self.view.on_file(file.dev, file.ino);
-        let seen = locks.first().and_then(|lock| self.view.file(lock).path.clone());
+        let seen = locks.first().and_then(|lock| self.view.file(lock).path.as_deref());
+        let seen = seen.map(Box::from);
         seen.or_else(|| self.watched.get(&file).map(|watched| watched.path.clone()))
     }
 }

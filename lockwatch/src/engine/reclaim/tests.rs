@@ -15,7 +15,7 @@ use crate::engine::view::View;
 const OWN: i32 = 9999;
 const HEIR: i32 = 200;
 const DEAD: i32 = 100;
-const DESCRIPTION: Owner = Owner(7);
+const DESCRIPTION: Owner = Owner::new(7);
 
 fn lock(kind: LockKind) -> Lock {
     Lock {
@@ -23,7 +23,7 @@ fn lock(kind: LockKind) -> Lock {
         file: FileIx(0),
         kind,
         access: Access::Write,
-        range: Range { start: 10, end: Some(19) },
+        range: Range::new(10, Some(19)),
         owner: Some(DESCRIPTION),
         acquirer: RecordedPid::Local(DEAD),
         breaking_to: None,
@@ -58,15 +58,16 @@ fn process(start: u64, forked_no_exec: bool) -> Process {
 fn orphan(kind: LockKind) -> Snapshot {
     Snapshot {
         files: vec![File {
-            dev: Dev { major: 1, minor: 2 },
+            dev: Dev::new(1, 2),
             ino: 5,
-            size: Some(0),
+            size: crate::engine::identity::Size::new(0),
             path: Some((*b"/srv/lock").into()),
             deleted: Some(false),
             replaced: Some(false),
-        }],
-        locks: vec![lock(kind)],
-        references: vec![reference(HEIR, 3)],
+        }]
+        .into(),
+        locks: vec![lock(kind)].into(),
+        references: vec![reference(HEIR, 3)].into(),
         processes: [(HEIR, process(20, false))].into(),
         births: Births {
             forks: Some(1000),
@@ -274,7 +275,7 @@ fn a_plan_passes_where_nothing_changed() {
     // What others have to do with the file is their own affair.
     let mut busy = snapshot;
     let mut other = lock(LockKind::Ofd);
-    other.owner = Some(Owner(8));
+    other.owner = Some(Owner::new(8));
     busy.locks.push(other);
     assert_eq!(recheck(&plan, &view(busy), Some(DESCRIPTION)), Ok(()));
 }
@@ -284,11 +285,11 @@ fn a_lock_that_is_gone_or_another_ones_is_a_race() {
     assert_eq!(race(|after| after.locks.clear()), Race::Gone);
     let retaken = race(|after| after.locks[0].acquirer = RecordedPid::Local(HEIR));
     assert_eq!(retaken, Race::Another { what: "who took it" });
-    let others = race(|after| after.locks[0].owner = Some(Owner(8)));
+    let others = race(|after| after.locks[0].owner = Some(Owner::new(8)));
     assert_eq!(others, Race::Gone);
     let downgraded = race(|after| after.locks[0].access = Access::Read);
     assert_eq!(downgraded, Race::Another { what: "its access" });
-    let shortened = race(|after| after.locks[0].range.end = Some(12));
+    let shortened = race(|after| after.locks[0].range = Range::new(10, Some(12)));
     assert_eq!(shortened, Race::Another { what: "its range" });
     let moved = race(|after| after.locks[0].range.start = 12);
     assert_eq!(moved, Race::Another { what: "its range" });
@@ -328,7 +329,7 @@ fn a_verdict_that_changed_is_a_race_but_not_for_a_forced_plan() {
 fn another_description_or_none_is_a_race() {
     let snapshot = orphan(LockKind::Flock);
     let plan = plan_of(&snapshot);
-    for fetched in [None, Some(Owner(8))] {
+    for fetched in [None, Some(Owner::new(8))] {
         assert_eq!(recheck(&plan, &view(snapshot.clone()), fetched), Err(Race::Description));
     }
 }
@@ -351,7 +352,7 @@ fn released_is_what_the_tables_do_not_show_any_more() {
 
     after.limits.clear();
     let mut next = lock(LockKind::Flock);
-    next.owner = Some(Owner(8));
+    next.owner = Some(Owner::new(8));
     next.acquirer = RecordedPid::Local(300);
     after.locks.push(next);
     after.processes.insert(300, process(30, true));

@@ -79,7 +79,7 @@ fn call(plan: &Plan) -> String {
 }
 
 fn bytes(range: Range) -> String {
-    match range.end {
+    match range.end() {
         None if range.start == 0 => "all bytes".into(),
         None => format!("bytes {} to the end of the file", range.start),
         Some(end) => format!("bytes {} to {end}", range.start),

@@ -268,7 +268,7 @@ impl<'a> Lock<'a> {
             kind: lock.kind.name(),
             access: lock.access.name(),
             start: lock.range.start,
-            end: lock.range.end,
+            end: lock.range.end(),
             file: File {
                 path: path.map(Lossy),
                 path_b64: raw.map(|path| base64::engine::general_purpose::STANDARD.encode(path)),

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::engine::classify::{Confidence, Reason, State, Verdict};
 use crate::engine::event::{Event, Kind, Told};
+use crate::engine::grounds::Grounds;
 use crate::engine::id::{self, IdKey, LockId};
 use crate::engine::identity::{
     Access, BootTime, Dev, LockKind, Owner, ProcessId, Range, RecordedPid, StartTime,
@@ -14,7 +15,7 @@ use crate::engine::snapshot::{
 use crate::engine::view::View;
 use crate::sink::clock::Clock;
 
-const DEV: Dev = Dev { major: 0xfe, minor: 0 };
+const DEV: Dev = Dev::new(0xfe, 0);
 /// Booted a thousand seconds after 1970.
 const CLOCK: Clock = Clock { unix: 1_500_000_000_000, boot: 500_000_000_000 };
 
@@ -25,7 +26,7 @@ fn lock(file: u32, kind: LockKind, taken_at: Option<u64>) -> Lock {
         kind,
         access: Access::Write,
         range: Range::WHOLE,
-        owner: Some(Owner(u64::from(file) * 16 + kind as u64)),
+        owner: Some(Owner::new(u64::from(file) * 16 + kind as u64)),
         acquirer: RecordedPid::Local(70),
         breaking_to: None,
         taken: taken_at.map(|at| Taken {
@@ -51,13 +52,13 @@ fn view(locks: Vec<Lock>, limits: Vec<Limit>) -> View {
         kind: LockKind::Flock,
         access: Access::Write,
         range: Range::WHOLE,
-        owner: Some(Owner(1)),
+        owner: Some(Owner::new(1)),
         requester: RecordedPid::Local(71),
         since: None,
     };
     let snapshot = Snapshot {
         files: (1..=3).map(file).collect(),
-        locks,
+        locks: locks.into(),
         waiters: vec![waiter],
         stable_owners: true,
         limits,
@@ -283,7 +284,7 @@ fn orphaned() -> Kind {
         state: State::Orphaned,
         reason: Some(Reason::Inherited),
         confidence: Confidence::Certain,
-        evidence: Vec::new(),
+        evidence: Grounds::default(),
         acquirer_alive: Some(false),
         recycled: false,
         detached: false,
@@ -322,7 +323,7 @@ fn events_add_up() {
 fn the_size_of_a_scrape_does_not_depend_on_the_number_of_locks() {
     let few = Counts::of(&view(vec![lock(0, LockKind::Flock, None)], Vec::new()), &[], CLOCK);
     let many = (0..3000).map(|at| Lock {
-        owner: Some(Owner(at * 16)),
+        owner: Some(Owner::new(at * 16)),
         ..lock((at % 3) as u32, LockKind::Flock, None)
     });
     let many = Counts::of(&view(many.collect(), Vec::new()), &[], CLOCK);

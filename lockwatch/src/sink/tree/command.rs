@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn id(hash: u64) -> LockId {
-        LockId { dev: Dev { major: 0, minor: 1 }, ino: 5, hash, long: false }
+        LockId { dev: Dev::new(0, 1), ino: 5, hash, long: false }
     }
 
     fn decided(asked: &Asked, hold: &Hold, enabled: bool) -> Result<Option<Vec<u64>>, Refusal> {

@@ -305,7 +305,8 @@ fn holding_line(view: &View, holding: &Holding<'_>) -> String {
 
 /// Who waits for the locks, one a line.
 fn waiters(view: &View, locks: &[&LockView]) -> Vec<u8> {
-    let mut places: Vec<u32> = locks.iter().flat_map(|lock| lock.waiters.iter().copied()).collect();
+    let mut places: Vec<u32> =
+        locks.iter().flat_map(|lock| view.waiters(lock).iter().copied()).collect();
     places.sort_unstable();
     places.dedup();
     let line = |place: &u32| {

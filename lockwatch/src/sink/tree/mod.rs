@@ -485,5 +485,5 @@ fn status(view: &View) -> String {
 
 /// The name of a file whose path nobody knows.
 fn nameless(id: LockId) -> String {
-    format!("{:x}_{:x}_{}", id.dev.major, id.dev.minor, id.ino)
+    format!("{:x}_{:x}_{}", id.dev.major(), id.dev.minor(), id.ino)
 }

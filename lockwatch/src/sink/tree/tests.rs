@@ -11,7 +11,7 @@ use crate::engine::snapshot::{
     Taken, Via,
 };
 
-const DEV: Dev = Dev { major: 0xfe, minor: 0 };
+const DEV: Dev = Dev::new(0xfe, 0);
 const WATCHED: &str = "/srv/aim/aim_lock_config.conf";
 
 /// A machine: what its locks are, and what the file system tells.
@@ -62,9 +62,9 @@ impl Stage {
             deleted: None,
             replaced: None,
         });
-        let owner = Owner(ino * 1000 + u64::from(pid.unsigned_abs()));
+        let owner = Owner::new(ino * 1000 + u64::from(pid.unsigned_abs()));
         self.snapshot.locks.push(Lock {
-            entry: owner.0,
+            entry: owner.token(),
             file,
             kind: LockKind::Flock,
             access: Access::Write,
@@ -82,7 +82,7 @@ impl Stage {
             fd: Some(9),
             file,
             description: Some(owner),
-            table: Some(Owner(holder as u64)),
+            table: Some(Owner::new(holder as u64)),
             opener: None,
             writes: None,
         });

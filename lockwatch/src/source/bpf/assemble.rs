@@ -10,8 +10,10 @@ use lockwatch_common::snapshot::{
     InodeRecord, LockRecord, PF_EXITING, PF_FORKNOEXEC, ReferenceRecord, TargetRecord, TaskRecord,
 };
 
+use super::anew::Anew;
 use super::record::Record;
-use crate::engine::identity::{Access, Dev, LockKind, Owner, Range, RecordedPid, StartTime};
+use crate::engine::identity::{Access, Dev, LockKind, Owner, Range, RecordedPid, Size, StartTime};
+use crate::engine::shared::Shared;
 use crate::engine::snapshot::{File, FileIx, Lock, Process, Reference, Snapshot, Via, Waiter};
 
 /// `FL_*` of `include/linux/filelock.h`.
@@ -49,17 +51,37 @@ pub(super) struct Loose {
     pub(super) inodes: Vec<u64>,
 }
 
+/// The lists of the snapshot before.
+#[derive(Default)]
+pub(super) struct Before {
+    files: Shared<File>,
+    locks: Shared<Lock>,
+    references: Shared<Reference>,
+}
+
+impl Before {
+    /// Those of a snapshot.
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let Snapshot { files, locks, references, .. } = snapshot;
+        Self { files: files.clone(), locks: locks.clone(), references: references.clone() }
+    }
+}
+
 /// Takes records in the program's order.
 #[derive(Default)]
 pub(super) struct Assembler {
     snapshot: Snapshot,
-    inodes: HashMap<u64, FileIx>,
+    files: Anew<File>,
+    locks: Anew<Lock>,
+    references: Anew<Reference>,
+    /// The kernel's inode of each file, and where each is among them.
+    inodes: Vec<u64>,
+    by_inode: HashTable<u32>,
     last_inode: Option<(u64, FileIx)>,
     /// Where each lock is: an owner has no two that begin at one byte, so one that is met twice
     /// was taken anew while the lists were being read.
     places: HashTable<u32>,
     hasher: DefaultHashBuilder,
-    entries: HashSet<u64>,
     requests: HashMap<u64, u32>,
     /// The granted lock under which a request queues, through others where need be.
     roots: HashMap<u64, u64>,
@@ -73,9 +95,20 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    /// `seeds` is the descriptor of lockwatch's own locks, which are not told.
-    pub(super) fn new(seeds: u32) -> Self {
-        Self { seeds, ..Self::default() }
+    /// `seeds` is the descriptor of lockwatch's own locks, which are not told. What is as it was
+    /// `before` shares its memory.
+    pub(super) fn new(seeds: u32, before: &Before) -> Self {
+        let Before { files, locks, references } = before;
+        Self {
+            files: Anew::after(files.clone()),
+            locks: Anew::after(locks.clone()),
+            references: Anew::after(references.clone()),
+            inodes: Vec::with_capacity(files.len()),
+            by_inode: HashTable::with_capacity(files.len()),
+            places: HashTable::with_capacity(locks.len()),
+            seeds,
+            ..Self::default()
+        }
     }
 
     pub(super) fn take(&mut self, record: Record<'_>) {
@@ -95,30 +128,51 @@ impl Assembler {
     }
 
     fn inode(&mut self, inode: &InodeRecord, path: &[u8]) {
-        if self.inodes.contains_key(&inode.inode) {
+        let (dev, ino) = (Dev::from_kernel(inode.dev), inode.ino);
+        // A descriptor of lockwatch's own is told before what it leads to.
+        let is_seed = self.targets.get(&self.seeds) == Some(&(dev, ino));
+        if is_seed || self.place_of(inode.inode).is_some() {
             return;
         }
-        let file = FileIx(self.snapshot.files.len() as u32);
+        let file = FileIx(self.files.len() as u32);
         let unlinked = inode.unlinked != 0;
         let path = if unlinked { path.strip_suffix(DELETED).unwrap_or(path) } else { path };
-        self.snapshot.files.push(File {
-            dev: Dev::from_kernel(inode.dev),
-            ino: inode.ino,
-            size: u64::try_from(inode.size).ok(),
-            path: (!path.is_empty()).then(|| path.into()),
-            deleted: Some(inode.nlink == 0),
-            // A name that is still in its folder cannot name another inode.
-            replaced: if unlinked { None } else { Some(false) },
+        let size = Size::of_kernel(inode.size);
+        let deleted = Some(inode.nlink == 0);
+        // A name that is still in its folder cannot name another inode.
+        let replaced = if unlinked { None } else { Some(false) };
+        let has_path = |file: &File| file.path.as_deref() == Some(path);
+        let is_next = self.files.is_next(|file| {
+            // Whether another is in the place of one that was unlinked is looked up each time.
+            (file.dev, file.ino, file.size, file.deleted) == (dev, ino, size, deleted)
+                && (unlinked || file.replaced == replaced)
+                && has_path(file)
         });
+        if !is_next {
+            let known =
+                self.files.near(|file| (file.dev, file.ino) == (dev, ino) && has_path(file));
+            let known = known.and_then(|file| file.path.clone());
+            let path = known.or_else(|| (!path.is_empty()).then(|| path.into()));
+            self.files.push(File { dev, ino, size, path, deleted, replaced });
+        }
         if unlinked {
             self.unlinked.push(Unlinked { file, reference: None });
         }
-        self.inodes.insert(inode.inode, file);
+        let (hasher, inodes) = (&self.hasher, &mut self.inodes);
+        inodes.push(inode.inode);
+        self.by_inode.insert_unique(hasher.hash_one(inode.inode), file.0, |&place| {
+            hasher.hash_one(inodes[place as usize])
+        });
+    }
+
+    fn place_of(&self, inode: u64) -> Option<FileIx> {
+        let is_it = |&place: &u32| self.inodes[place as usize] == inode;
+        self.by_inode.find(self.hasher.hash_one(inode), is_it).copied().map(FileIx)
     }
 
     fn name(&mut self, inode: u64, name: &[u8]) {
         let Some(file) = self.file(inode) else { return };
-        if self.snapshot.files[file.0 as usize].path.is_none() {
+        if self.files.get(file.0 as usize).path.is_none() {
             let path = self.names.entry(file).or_default();
             path.splice(..0, name.iter().copied());
             path.insert(0, b'/');
@@ -131,7 +185,7 @@ impl Assembler {
         {
             return Some(file);
         }
-        let file = *self.inodes.get(&inode)?;
+        let file = self.place_of(inode)?;
         self.last_inode = Some((inode, file));
         Some(file)
     }
@@ -144,7 +198,7 @@ impl Assembler {
             kind: kind(record),
             access: access(record.access),
             range: range(record),
-            owner: Some(Owner(record.owner)),
+            owner: Some(Owner::new(record.owner)),
             acquirer: recorded(record.pid),
             taken: None,
             breaking_to: if record.flags & flag::UNLOCK_PENDING != 0 {
@@ -155,19 +209,21 @@ impl Assembler {
                 None
             },
         };
-        self.entries.insert(record.entry);
         let key = |lock: &Lock| (lock.file, lock.kind, lock.owner, lock.range.start);
         let hash = |lock: &Lock| self.hasher.hash_one(key(lock));
-        let locks = &mut self.snapshot.locks;
-        let seen =
-            self.places.find(hash(&lock), |&place| key(&locks[place as usize]) == key(&lock));
-        match seen {
+        let locks = &mut self.locks;
+        let hashed = hash(&lock);
+        let seen = self.places.find(hashed, |&at| key(locks.get(at as usize)) == key(&lock));
+        match seen.map(|&place| place as usize) {
             // The later sight counts.
-            Some(&place) => locks[place as usize] = lock,
+            Some(place) if !locks.get(place).is_same(&lock) => *locks.get_mut(place) = lock,
+            Some(_) => {}
             None => {
-                let (hashed, place) = (hash(&lock), locks.len() as u32);
-                locks.push(lock);
-                self.places.insert_unique(hashed, place, |&place| hash(&locks[place as usize]));
+                let place = locks.len() as u32;
+                if !locks.is_next(|next| next.is_same(&lock)) {
+                    locks.push(lock);
+                }
+                self.places.insert_unique(hashed, place, |&at| hash(locks.get(at as usize)));
             }
         }
     }
@@ -178,12 +234,12 @@ impl Assembler {
         let root = self.roots.get(&record.blocker).copied().unwrap_or(record.blocker);
         self.roots.insert(record.entry, root);
         let waiter = Waiter {
-            behind: self.entries.contains(&root).then_some(root),
+            behind: Some(root),
             file,
             kind: kind(record),
             access: access(record.access),
             range: range(record),
-            owner: (record.owner != 0).then_some(Owner(record.owner)),
+            owner: (record.owner != 0).then_some(Owner::new(record.owner)),
             requester: recorded(record.pid),
             since: None,
         };
@@ -208,30 +264,28 @@ impl Assembler {
 
     fn reference(&mut self, record: &ReferenceRecord) {
         let Some(file) = self.file(record.inode) else { return };
-        self.snapshot.references.push(Reference {
+        let reference = Reference {
             pid: record.tgid,
             tid: record.tid,
             via: Via::Fd,
             fd: Some(record.fd),
             file,
-            description: Some(Owner(record.file)),
-            table: (record.files != 0).then_some(Owner(record.files)),
+            description: Some(Owner::new(record.file)),
+            table: (record.files != 0).then_some(Owner::new(record.files)),
             opener: Some(record.opener != 0),
             writes: Some(record.mode & FMODE_WRITE != 0),
-        });
+        };
+        if !self.references.is_next(|next| *next == reference) {
+            self.references.push(reference);
+        }
     }
 
     /// The snapshot, what is to be looked up of its files, and the targets.
     pub(super) fn finish(mut self) -> (Snapshot, Loose, HashMap<u32, (Dev, u64)>) {
-        if let Some(&seeds) = self.targets.get(&self.seeds) {
-            let files = &self.snapshot.files;
-            let is_seed = |file: FileIx| {
-                let file = &files[file.0 as usize];
-                (file.dev, file.ino) == seeds
-            };
-            self.snapshot.locks.retain(|lock| !is_seed(lock.file));
-            self.snapshot.references.retain(|reference| !is_seed(reference.file));
-        }
+        self.snapshot.files = self.files.finish();
+        self.snapshot.locks = self.locks.finish();
+        self.snapshot.references = self.references.finish();
+        forget_what_is_not_there(&mut self.snapshot);
         if !self.unlinked.is_empty() {
             for reference in &self.snapshot.references {
                 if let Ok(place) =
@@ -243,15 +297,23 @@ impl Assembler {
             }
         }
         self.snapshot.stable_owners = true;
-        self.snapshot.files.shrink_to_fit();
-        self.snapshot.locks.shrink_to_fit();
-        self.snapshot.references.shrink_to_fit();
-        let mut inodes = vec![0; self.snapshot.files.len()];
-        for (inode, file) in self.inodes {
-            inodes[file.0 as usize] = inode;
-        }
-        let loose = Loose { unlinked: self.unlinked, names: self.names, inodes };
+        self.inodes.shrink_to_fit();
+        let loose = Loose { unlinked: self.unlinked, names: self.names, inodes: self.inodes };
         (self.snapshot, loose, self.targets)
+    }
+}
+
+/// Has no request wait behind a lock that was not met.
+fn forget_what_is_not_there(snapshot: &mut Snapshot) {
+    if snapshot.waiters.is_empty() {
+        return;
+    }
+    let mut roots: HashSet<u64> =
+        snapshot.waiters.iter().filter_map(|waiter| waiter.behind).collect();
+    let met: HashSet<u64> =
+        snapshot.locks.iter().map(|lock| lock.entry).filter(|entry| roots.remove(entry)).collect();
+    for waiter in &mut snapshot.waiters {
+        waiter.behind = waiter.behind.filter(|root| met.contains(root));
     }
 }
 
@@ -293,7 +355,7 @@ fn access(kernel: u32) -> Access {
 
 fn range(record: &LockRecord) -> Range {
     let byte = |at: i64| u64::try_from(at).unwrap_or(0);
-    Range { start: byte(record.start), end: (record.end != i64::MAX).then(|| byte(record.end)) }
+    Range::new(byte(record.start), (record.end != i64::MAX).then(|| byte(record.end)))
 }
 
 fn recorded(pid: i32) -> RecordedPid {
@@ -349,7 +411,7 @@ mod tests {
     }
 
     fn assembled<'a>(records: impl IntoIterator<Item = Record<'a>>) -> (Snapshot, Loose) {
-        let mut assembler = Assembler::new(SEEDS);
+        let mut assembler = Assembler::new(SEEDS, &Before::default());
         records.into_iter().for_each(|record| assembler.take(record));
         let (snapshot, loose, _) = assembler.finish();
         (snapshot, loose)
@@ -403,7 +465,7 @@ mod tests {
         ]);
         let [posix, ofd, lease] = &snapshot.locks[..] else { panic!("{snapshot:?}") };
         assert_eq!((posix.kind, posix.acquirer), (LockKind::Posix, RecordedPid::Remote(-3)));
-        assert_eq!(posix.range, Range { start: 0, end: Some(9) });
+        assert_eq!(posix.range, Range::new(0, Some(9)));
         assert_eq!((ofd.kind, ofd.acquirer), (LockKind::Ofd, RecordedPid::Local(8)));
         assert_eq!(ofd.range, Range::WHOLE);
         assert_eq!((lease.kind, lease.breaking_to), (LockKind::Lease, Some(Access::Unlock)));

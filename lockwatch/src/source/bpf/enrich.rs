@@ -44,7 +44,10 @@ pub(super) fn enrich(
     name_files(snapshot);
     mount_names(snapshot, &loose.names);
     for unlinked in &loose.unlinked {
-        snapshot.files[unlinked.file.0 as usize].replaced = is_replaced(snapshot, unlinked);
+        let (place, now) = (unlinked.file.0 as usize, is_replaced(snapshot, unlinked));
+        if snapshot.files[place].replaced != now {
+            snapshot.files[place].replaced = now;
+        }
     }
     let mut wanted = interesting(snapshot);
     known.introduce(snapshot, &mut wanted);
@@ -148,8 +151,8 @@ fn merge(snapshot: &mut Snapshot, pid: Pid, read: Process) {
 /// Before 5.13 an iterator may not ask for paths: the descriptor's link in `/proc` has them.
 fn name_files(snapshot: &mut Snapshot) {
     for reference in &snapshot.references {
-        let file = &mut snapshot.files[reference.file.0 as usize];
-        if file.path.is_some() {
+        let file = reference.file.0 as usize;
+        if snapshot.files[file].path.is_some() {
             continue;
         }
         let Some(fd) = reference.fd else { continue };
@@ -161,11 +164,12 @@ fn name_files(snapshot: &mut Snapshot) {
         if let Ok(link) = fs::read_link(format!("/proc/{pid}/task/{}/fd/{fd}", reference.tid))
             .or_else(|_| fs::read_link(format!("/proc/{pid}/fd/{fd}")))
         {
+            let file = &mut snapshot.files[file];
             let mut path = link.into_os_string().into_vec();
             if file.replaced.is_none() && path.ends_with(b" (deleted)") {
                 path.truncate(path.len() - b" (deleted)".len());
             }
-            file.path = Some(path.into_boxed_slice());
+            file.path = Some(path.into());
         }
     }
 }
@@ -196,9 +200,10 @@ fn mounts() -> HashMap<Dev, Vec<u8>> {
         let device = std::str::from_utf8(device).ok().and_then(|text| text.split_once(':'));
         if let Some((major, minor)) = device
             && let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
+            && let Some(dev) = Dev::exact(major, minor)
             && root == b"/"
         {
-            mounts.entry(Dev { major, minor }).or_insert_with(|| unescape(point));
+            mounts.entry(dev).or_insert_with(|| unescape(point));
         }
     }
     mounts

@@ -83,10 +83,10 @@ impl KernelUsers {
     }
 
     fn add(&mut self, path: &[u8], what: String) {
-        let now = fs::metadata(OsStr::from_bytes(path)).ok().map(|file| {
+        let now = fs::metadata(OsStr::from_bytes(path)).ok().and_then(|file| {
             let dev = file.dev();
-            let dev = Dev { major: libc::major(dev), minor: libc::minor(dev) };
-            (dev, file.ino())
+            let dev = Dev::exact(libc::major(dev), libc::minor(dev))?;
+            Some((dev, file.ino()))
         });
         self.users.push(User { path: path.to_owned(), now, what });
     }
@@ -109,7 +109,7 @@ mod tests {
 
     fn file(path: &str, ino: u64) -> File {
         File {
-            dev: Dev { major: 1, minor: 2 },
+            dev: Dev::new(1, 2),
             ino,
             size: None,
             path: Some(path.as_bytes().into()),

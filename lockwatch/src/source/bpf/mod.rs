@@ -4,6 +4,7 @@
 //! step failed and what that means.
 
 mod acquaintance;
+mod anew;
 mod assemble;
 pub mod btf;
 mod enrich;
@@ -27,7 +28,7 @@ use std::io::{self, Read as _};
 use std::sync::mpsc::sync_channel;
 
 use acquaintance::Acquaintance;
-use assemble::Assembler;
+use assemble::{Assembler, Before};
 use aya::maps::Map;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, Endianness};
@@ -132,7 +133,8 @@ pub fn read() -> Result<Reading, BpfError> {
     let seeds = Seeds::take().map_err(BpfError::Seeds)?;
     let iterator = TaskFileIterator::load(seeds.descriptor())?;
     let known = Acquaintance::default();
-    let mut snapshots = Snapshots { iterator, seeds, large: true, known };
+    let before = Before::default();
+    let mut snapshots = Snapshots { iterator, seeds, large: true, known, before };
     log::debug!("loaded");
     let reading = snapshots.take(begun, unseen::prepare_early);
     snapshots.seeds.give_up().map_err(BpfError::Seeds)?;
@@ -165,6 +167,7 @@ pub struct Snapshots {
     /// Whether there is so much to read that it is worth a thread.
     large: bool,
     known: Acquaintance,
+    before: Before,
 }
 
 impl Snapshots {
@@ -177,7 +180,8 @@ impl Snapshots {
         let iterator = TaskFileIterator::load(seeds.descriptor())?;
         // Between two snapshots nobody is to see them.
         seeds.give_up().map_err(BpfError::Seeds)?;
-        Ok(Self { iterator, seeds, large: false, known: Acquaintance::default() })
+        let (known, before) = (Acquaintance::default(), Before::default());
+        Ok(Self { iterator, seeds, large: false, known, before })
     }
 
     /// Takes one snapshot, without [`Snapshot::births`].
@@ -193,6 +197,11 @@ impl Snapshots {
         reading
     }
 
+    /// Has the next snapshot share with this one, as it was completed, what will be the same.
+    pub fn expect(&mut self, snapshot: &Snapshot) {
+        self.before = Before::of(snapshot);
+    }
+
     /// `early` is asked as soon as the facts are there, before they are completed.
     fn take(
         &mut self,
@@ -200,7 +209,7 @@ impl Snapshots {
         early: impl FnOnce(&Snapshot) -> Option<Loading>,
     ) -> Result<Reading, BpfError> {
         let seeds = &self.seeds;
-        let mut assembler = Assembler::new(seeds.descriptor());
+        let mut assembler = Assembler::new(seeds.descriptor(), &self.before);
         let take = |record: Record<'_>| assembler.take(record);
         let state = if self.large {
             self.iterator.read_beside(take)?

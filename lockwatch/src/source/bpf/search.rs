@@ -119,10 +119,10 @@ impl Hunt {
         }
         let table = &mut self.searcher.wanted;
         for owner in self.wanted.keys().filter(|owner| !wanted.contains_key(*owner)) {
-            table.remove(&owner.0).map_err(failed(WANTED_MAP))?;
+            table.remove(&owner.token()).map_err(failed(WANTED_MAP))?;
         }
         for owner in wanted.keys().filter(|owner| !self.wanted.contains_key(*owner)) {
-            table.insert(owner.0, 1, 0).map_err(failed(WANTED_MAP))?;
+            table.insert(owner.token(), 1, 0).map_err(failed(WANTED_MAP))?;
         }
         self.wanted = wanted;
         Ok(true)
@@ -220,7 +220,7 @@ impl Searcher {
         let mut looked_for: BpfHashMap<MapData, u64, u32> =
             BpfHashMap::try_from(take(&mut object, WANTED_MAP)?).map_err(failed(WANTED_MAP))?;
         for owner in wanted.keys() {
-            looked_for.insert(owner.0, 1, 0).map_err(failed(WANTED_MAP))?;
+            looked_for.insert(owner.token(), 1, 0).map_err(failed(WANTED_MAP))?;
         }
         Ok(Self {
             object,

@@ -92,7 +92,7 @@ impl Sightings {
         let (pid, tid) = (hold.task.tgid, hold.task.tid);
         match hold.what {
             HOLDS_WANTED => {
-                let description = Owner(hold.file);
+                let description = Owner::new(hold.file);
                 let Some(&file) = self.wanted.get(&description) else { return };
                 if hold.flags & NOT_MAPPED != 0 {
                     self.unmapped.insert(description);
@@ -104,7 +104,7 @@ impl Sightings {
                     fd: Some(hold.fd),
                     file,
                     description: Some(description),
-                    table: (hold.files != 0).then_some(Owner(hold.files)),
+                    table: (hold.files != 0).then_some(Owner::new(hold.files)),
                     opener: Some(hold.cred == hold.file_cred),
                     writes: None,
                 });
@@ -196,7 +196,7 @@ impl Sightings {
                 depth,
             }
         };
-        Some(Place { description: Owner(inside.address), kind, owners })
+        Some(Place { description: Owner::new(inside.address), kind, owners })
     }
 
     /// The container around a container that processes have, and how many lie between. One that
@@ -220,7 +220,7 @@ impl Sightings {
 fn mapping(hold: &HoldRecord) -> Place {
     let letter = |bit, letter| if hold.flags & bit != 0 { letter } else { b'-' };
     Place {
-        description: Owner(hold.file),
+        description: Owner::new(hold.file),
         kind: PlaceKind::Mapping {
             start: hold.start,
             end: hold.end,

@@ -13,7 +13,8 @@ use lockwatch_common::history::{
 };
 use lockwatch_common::wire::Wire;
 
-use super::join::{self, access, bytes, class, raw_dev};
+use super::join::{self, access, bytes, class};
+use super::present::Present;
 use super::ranges::{Ranges, Step};
 use super::sys::{self, Write};
 use super::tables::fd;
@@ -40,7 +41,8 @@ pub(super) struct Collector {
 /// Marks every lock that was there before the programs ran. From then on every lock is known.
 pub(super) fn begin(tables: &Tables) -> Result<(), HistoryError> {
     let reading = bpf::read()?;
-    mark(tables, &reading)?;
+    let present = Present::of(&reading);
+    mark(tables, &reading, &compared(tables, &reading, &present)?)?;
     tables.set_begun(bpf::now());
     Ok(())
 }
@@ -49,13 +51,41 @@ fn failed(what: &'static str, table: &'static str) -> impl Fn(io::Error) -> Hist
     move |why| HistoryError::Table { what, table, why }
 }
 
+/// The table of locks beside a reading.
+struct Compared {
+    /// Whether the table has each of the reading's locks, by its place.
+    known: Vec<bool>,
+    /// What the table has and the reading does not show, and was written before that was begun.
+    absent: Vec<(Key, Entry)>,
+}
+
+/// Goes through the table once, and keeps nothing of what it has in common with the reading: both may
+/// be very large.
+fn compared(
+    tables: &Tables,
+    reading: &Reading,
+    present: &Present,
+) -> Result<Compared, HistoryError> {
+    let mut known = vec![false; reading.snapshot.locks.len()];
+    let mut absent = Vec::new();
+    tables.each_lock(|key, entry| match present.find(reading, &key) {
+        Some(place) => known[place] = true,
+        None if entry.written_at < reading.begun.0 => absent.push((key, entry)),
+        None => {}
+    })?;
+    Ok(Compared { known, absent })
+}
+
 /// Writes an entry of unknown age for each lock that has none. Without it, what the kernel makes
 /// one with such a lock would look younger than it is.
-fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
-    let known: BTreeSet<Key> = tables.locks()?.into_iter().map(|(key, _)| key).collect();
+fn mark(tables: &Tables, reading: &Reading, compared: &Compared) -> Result<(), HistoryError> {
     let owners: BTreeSet<OwnerKey> = tables.owners()?.into_iter().map(|(key, _)| key).collect();
-    for (key, lock) in join::keyed(reading) {
-        if known.contains(&key) || (key.class == CLASS_POSIX && owners.contains(&key.of_owner())) {
+    for (place, lock) in reading.snapshot.locks.iter().enumerate() {
+        if compared.known[place] {
+            continue;
+        }
+        let Some(key) = join::key(reading, lock) else { continue };
+        if key.class == CLASS_POSIX && owners.contains(&key.of_owner()) {
             continue;
         }
         let Some(access) = access(lock.access) else { continue };
@@ -81,7 +111,7 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
             access,
             flags: 0,
             recorded,
-            dev: raw_dev(file.dev),
+            dev: file.dev.to_kernel(),
             merged: 0,
             by: Party { start, tgid: recorded.max(0), ..Party::NOBODY },
             sealed_at: now,
@@ -99,7 +129,7 @@ fn mark(tables: &Tables, reading: &Reading) -> Result<(), HistoryError> {
 }
 
 impl Collector {
-    /// Brings the tables in line with a reading. `endings` are of those whose locks the tables have.
+    /// Brings the tables in line with a reading, whose locks are `present`. `endings` are of those whose locks the tables have.
     ///
     /// # Errors
     /// Where a table cannot be read or written.
@@ -107,21 +137,20 @@ impl Collector {
         &mut self,
         tables: &Tables,
         reading: &Reading,
+        present: &Present,
         endings: &BTreeMap<ProcessKey, Ending>,
     ) -> Result<(), HistoryError> {
         if reading.snapshot.limits.iter().any(|limit| limit.hides == Hides::Locks) {
             return Ok(());
         }
         tables.forget_attention(bpf::now())?;
-        mark(tables, reading)?;
-        let present: BTreeSet<Key> = join::keyed(reading).map(|(key, _)| key).collect();
-        let locks = tables.locks()?;
+        let compared = compared(tables, reading, present)?;
+        mark(tables, reading, &compared)?;
         let owners: BTreeMap<OwnerKey, Owner> = tables.owners()?.into_iter().collect();
         let begun = reading.begun.0;
         let mut missing = BTreeSet::new();
-        for (key, entry) in &locks {
-            let of_owner = key.class == CLASS_POSIX && owners.contains_key(&key.of_owner());
-            if of_owner || entry.written_at >= begun || present.contains(key) {
+        for (key, entry) in &compared.absent {
+            if key.class == CLASS_POSIX && owners.contains_key(&key.of_owner()) {
                 continue;
             }
             if self.missing.contains(&(*key, entry.written_at)) {
@@ -131,9 +160,7 @@ impl Collector {
             }
         }
         self.missing = missing;
-        let held: BTreeSet<OwnerKey> =
-            present.iter().filter(|key| key.class == CLASS_POSIX).map(Key::of_owner).collect();
-        self.owners(tables, &owners, &locks, &held, begun)?;
+        self.owners(tables, reading, &owners)?;
         keep_endings(tables, endings)?;
         self.waits(tables, reading, begun)
     }
@@ -141,11 +168,23 @@ impl Collector {
     fn owners(
         &mut self,
         tables: &Tables,
+        reading: &Reading,
         owners: &BTreeMap<OwnerKey, Owner>,
-        locks: &[(Key, Entry)],
-        held: &BTreeSet<OwnerKey>,
-        begun: u64,
     ) -> Result<(), HistoryError> {
+        let begun = reading.begun.0;
+        let is_of_one =
+            |key: &Key| key.class == CLASS_POSIX && owners.contains_key(&key.of_owner());
+        let mut held = BTreeSet::new();
+        let mut bases: BTreeMap<OwnerKey, Vec<(Key, Entry)>> = BTreeMap::new();
+        if !owners.is_empty() {
+            let keys = join::keyed(reading).map(|(key, _)| key);
+            held.extend(keys.filter(is_of_one).map(|key| key.of_owner()));
+            tables.each_lock(|key, entry| {
+                if is_of_one(&key) {
+                    bases.entry(key.of_owner()).or_default().push((key, entry));
+                }
+            })?;
+        }
         let mut done: BTreeMap<OwnerKey, Vec<(OperationKey, Operation)>> = BTreeMap::new();
         for (key, operation) in tables.operations()? {
             let owner = OwnerKey { inode: key.inode, owner: key.owner };
@@ -154,8 +193,7 @@ impl Collector {
         let mut without = BTreeSet::new();
         for (key, owner) in owners {
             let operations = done.remove(key).unwrap_or_default();
-            let base =
-                locks.iter().filter(|(of, _)| of.class == CLASS_POSIX && of.of_owner() == *key);
+            let base = bases.remove(key).unwrap_or_default();
             // Nothing of its is there, so nothing that it did before the reading matters.
             let over = if held.contains(key) {
                 owner.cleared_at
@@ -169,7 +207,7 @@ impl Collector {
             if owner.told != 0 && owner.cleared_at >= tables.drained_at().0 {
                 continue;
             }
-            for (of, entry) in base.clone().filter(|(_, entry)| entry.written_at <= over) {
+            for (of, entry) in base.iter().filter(|(_, entry)| entry.written_at <= over) {
                 remove_lock(tables, of, entry)?;
             }
             for (of, _) in operations.iter().filter(|(of, _)| of.at <= over) {
@@ -180,7 +218,7 @@ impl Collector {
                 remove_owner(tables, key, owner)?;
             } else if left.clone().count() > MANY {
                 let base: Vec<_> =
-                    base.filter(|(_, entry)| entry.written_at > over).copied().collect();
+                    base.into_iter().filter(|(_, entry)| entry.written_at > over).collect();
                 let left: Vec<_> = left.copied().collect();
                 shorten(tables, key, &base, &left, begun)?;
             }
@@ -221,7 +259,7 @@ impl Collector {
                 let class = class(waiter.kind);
                 let start = if class == CLASS_POSIX { bytes(waiter.range).0 } else { 0 };
                 let inode = *reading.inodes.get(waiter.file.0 as usize)?;
-                Some((inode, waiter.owner?.0, class, start))
+                Some((inode, waiter.owner?.token(), class, start))
             })
             .collect();
         let mut unseen = BTreeSet::new();

@@ -13,57 +13,30 @@ use lockwatch_common::history::{
     OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, Wait,
 };
 
+use super::kept::{Kept, Known, Place, place};
 use super::names::Names;
+use super::present::Present;
 use super::ranges::{Ranges, Step};
 use super::{HistoryError, Tables};
 use crate::engine::identity::{
-    Access, BootTime, Dev, LockKind, ProcessId, Range, RecordedPid, StartTime,
+    Access, BootTime, LockKind, ProcessId, Range, RecordedPid, StartTime,
 };
-use crate::engine::snapshot::{Death, Lock, Remembered, Snapshot, Taken};
+use crate::engine::shared::Shared;
+use crate::engine::snapshot::{Death, File, Lock, Remembered, Snapshot, Taken};
 use crate::source::bpf;
 
 /// What the tables hold, read at one time.
 #[derive(Debug, Default)]
 pub struct Contents {
     begun: BootTime,
-    locks: HashMap<Place, Kept>,
-    takers: Takers,
+    locks: Kept,
     owners: Owners,
     waits: HashMap<Place, Vec<Wait>>,
     endings: BTreeMap<ProcessKey, Ending>,
 }
 
-/// A lock by what a snapshot tells of it: device, inode number, owner, class, first byte.
-type Place = (u32, u64, u64, u32, i64);
-
 /// Owners whose ranges have to be worked out, by device, inode number and owner.
 type Owners = BTreeMap<(u32, u64, u64), Told>;
-
-/// What is kept of a lock's entry, of which there may be very many.
-#[derive(Clone, Copy, Debug)]
-struct Kept {
-    taken_at: u64,
-    end: i64,
-    recorded: i32,
-    access: u32,
-    by: u32,
-}
-
-/// Who took locks, each once.
-#[derive(Debug, Default)]
-struct Takers {
-    parties: Vec<Party>,
-    places: HashMap<Party, u32>,
-}
-
-impl Takers {
-    fn place_of(&mut self, party: Party) -> u32 {
-        *self.places.entry(party).or_insert_with(|| {
-            self.parties.push(party);
-            self.parties.len() as u32 - 1
-        })
-    }
-}
 
 /// An owner whose ranges have to be worked out.
 #[derive(Debug)]
@@ -83,16 +56,61 @@ impl Contents {
         // Owners first: an owner that is added while the locks are read is missed together with
         // what it did, and what the locks say of it was true before.
         let owners = tables.owners()?;
-        let mut contents = Self::default();
-        let mut ranges = Vec::new();
-        tables.each_lock(|key, entry| match key.class {
-            // Their owners may have ranges to be worked out.
-            CLASS_POSIX => ranges.push((key, entry)),
-            _ => contents.keep(&key, &entry),
+        let mut locks = Kept::default();
+        let of_owners = each_plain(tables, &owners, |key, entry| locks.keep(&key, &entry))?;
+        let operations = tables.operations()?;
+        let mut contents = Self { locks, ..Self::default() };
+        contents.complete(tables, &owners, of_owners, operations)?;
+        Ok(contents)
+    }
+
+    /// Reads the tables and joins a reading with them at once: of very many locks nothing is kept
+    /// beside the reading. Answers how those ended who took locks that the tables have.
+    ///
+    /// # Errors
+    /// Where a table cannot be read.
+    pub(super) fn read_into(
+        reading: &mut bpf::Reading,
+        present: &Present,
+        tables: &Tables,
+        names: &mut Names,
+    ) -> Result<BTreeMap<ProcessKey, Ending>, HistoryError> {
+        let owners = tables.owners()?;
+        let begun = begun(tables);
+        let mut takers = Takers::named_by(names);
+        let mut seen = vec![false; reading.snapshot.locks.len()];
+        let mut processes = BTreeSet::new();
+        let of_owners = each_plain(tables, &owners, |key, entry| {
+            if takers.last.as_ref().is_none_or(|(last, _)| *last != entry.by) {
+                processes.insert(entry.by.process());
+            }
+            let Some(place) = present.find(reading, &key) else { return };
+            let lock = &reading.snapshot.locks[place];
+            let file = &reading.snapshot.files[lock.file.0 as usize];
+            let is_its = (entry.dev, entry.ino) == (file.dev.to_kernel(), file.ino);
+            let is_known = is_known(entry.taken_at, begun, reading.ended);
+            if is_its && is_known && agrees(lock, &Known::of(&entry)) {
+                seen[place] = true;
+                let taken = takers.taken(entry.taken_at, entry.by);
+                take(&mut reading.snapshot.locks, place, Some(taken));
+            }
         })?;
         let operations = tables.operations()?;
-        contents.complete(tables, &owners, ranges, operations)?;
-        Ok(contents)
+        let mut contents = Self::default();
+        contents.complete(tables, &owners, of_owners, operations)?;
+        contents.read_endings_of(processes, tables)?;
+        let Snapshot { locks, files, .. } = &mut reading.snapshot;
+        for (place, seen) in seen.into_iter().enumerate() {
+            let lock = &locks[place];
+            if let Some(told) = contents.told(lock, &files[lock.file.0 as usize]) {
+                let taking = contents.oldest(told, lock, reading.ended);
+                take(locks, place, taking.map(|(at, party)| takers.taken(at, party)));
+            } else if !seen {
+                take(locks, place, None);
+            }
+        }
+        contents.finish(&mut reading.snapshot, reading.ended);
+        Ok(contents.endings)
     }
 
     /// Reads what the tables have of these locks; `None` where that cannot be told by their keys
@@ -125,7 +143,7 @@ impl Contents {
         locks: Vec<(Key, Entry)>,
         operations: Vec<(OperationKey, Operation)>,
     ) -> Result<(), HistoryError> {
-        self.begun = tables.begun().unwrap_or(BootTime(u64::MAX));
+        self.begun = begun(tables);
         self.work_out(owners, locks, operations, |owner| tables.slot_lost_at(owner));
         for (_, wait) in tables.waiters()? {
             let place = place(&wait.key, wait.dev, wait.ino);
@@ -137,10 +155,18 @@ impl Contents {
     /// Looks anew which of the processes that took these locks have ended.
     pub(super) fn read_endings(&mut self, tables: &Tables) -> Result<(), HistoryError> {
         let mut processes = BTreeSet::new();
-        processes.extend(self.takers.parties.iter().map(Party::process));
+        processes.extend(self.locks.takers().map(|party| party.process()));
         for told in self.owners.values() {
             processes.extend(told.operations.iter().map(|operation| operation.by.process()));
         }
+        self.read_endings_of(processes, tables)
+    }
+
+    fn read_endings_of(
+        &mut self,
+        processes: BTreeSet<ProcessKey>,
+        tables: &Tables,
+    ) -> Result<(), HistoryError> {
         for process in processes {
             if !self.endings.contains_key(&process)
                 && let Some(ending) = tables.ending(&process)?
@@ -167,56 +193,152 @@ impl Contents {
     ) {
         let (told, used) = owners_told(owners, &locks, operations);
         self.owners = told;
-        for (key, mut entry) in locks {
-            if used.contains(&key) {
-                continue;
+        for (key, entry) in locks {
+            if !used.contains(&key) {
+                self.locks.keep(&key, &relied_upon(&key, entry, &lost_at));
             }
-            if key.class == CLASS_POSIX && entry.written_at <= lost_at(&key.of_owner()) {
-                entry.taken_at = 0;
-            }
-            self.keep(&key, &entry);
         }
     }
 
-    fn keep(&mut self, key: &Key, entry: &Entry) {
-        let by = self.takers.place_of(entry.by);
-        let &Entry { taken_at, end, recorded, access, .. } = entry;
-        let kept = Kept { taken_at, end, recorded, access, by };
-        self.locks.insert(place(key, entry.dev, entry.ino), kept);
+    /// Adds the rest to a snapshot whose locks have their takings.
+    fn finish(&self, snapshot: &mut Snapshot, ended: BootTime) {
+        let Snapshot { locks, waiters, files, deaths, history, .. } = snapshot;
+        let by: BTreeSet<ProcessId> =
+            locks.iter().filter_map(|lock| Some(lock.taken.as_ref()?.by.id)).collect();
+        let ending = |id: &ProcessId| {
+            let process = ProcessKey { start: id.start.0, tgid: id.pid, reserved: 0 };
+            Some(death(&process, self.endings.get(&process)?))
+        };
+        *deaths = by.iter().filter_map(ending).collect();
+        for waiter in waiters {
+            let file = &files[waiter.file.0 as usize];
+            let (start, end) = bytes(waiter.range);
+            let class = class(waiter.kind);
+            let (Some(owner), Some(access)) = (waiter.owner, access(waiter.access)) else {
+                continue;
+            };
+            let start = if class == CLASS_POSIX { start } else { 0 };
+            let place = (file.dev.to_kernel(), file.ino, owner.token(), class, start);
+            let Some(waits) = self.waits.get(&place) else { continue };
+            let asks = |wait: &&Wait| {
+                let same = wait.access == access && (class != CLASS_POSIX || wait.end == end);
+                let who = match waiter.requester {
+                    RecordedPid::Local(pid) => wait.tgid == pid,
+                    _ => true,
+                };
+                same && who && wait.since <= ended.0
+            };
+            // Threads that ask for the same cannot be told apart: the shortest wait is sure.
+            waiter.since = waits.iter().filter(asks).map(|wait| BootTime(wait.since)).max();
+        }
+        *history = true;
     }
 
     /// When and by whom a lock of a snapshot was taken, where the tables and the snapshot agree.
-    fn taking(&self, lock: &Lock, dev: u32, ino: u64) -> Option<(u64, Party)> {
-        let owner = lock.owner?.0;
+    fn taking(&self, lock: &Lock, file: &File, ended: BootTime) -> Option<(u64, Party)> {
+        if let Some(told) = self.told(lock, file) {
+            return self.oldest(told, lock, ended);
+        }
         let class = class(lock.kind);
+        let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
+        let owner = lock.owner?.token();
+        let known = self.locks.find(&(file.dev.to_kernel(), file.ino, owner, class, start))?;
+        let is_known = is_known(known.taken_at, self.begun, ended) && agrees(lock, &known);
+        is_known.then_some((known.taken_at, known.by))
+    }
+
+    /// The owner of a lock, where its ranges had to be worked out.
+    fn told(&self, lock: &Lock, file: &File) -> Option<&Told> {
+        let owner = (file.dev.to_kernel(), file.ino, lock.owner?.token());
+        self.owners.get(&owner).filter(|_| class(lock.kind) == CLASS_POSIX)
+    }
+
+    /// When and by whom the oldest byte of such a lock was taken.
+    fn oldest(&self, told: &Told, lock: &Lock, ended: BootTime) -> Option<(u64, Party)> {
         let (start, end) = bytes(lock.range);
-        let access = access(lock.access)?;
-        let taking = match self.owners.get(&(dev, ino, owner)) {
-            Some(told) if class == CLASS_POSIX => {
-                let oldest = told.oldest(start, end, access)?;
-                (oldest.taken_at, oldest.by)
-            }
+        let oldest = told.oldest(start, end, access(lock.access)?)?;
+        let is_known = is_known(oldest.taken_at, self.begun, ended);
+        is_known.then_some((oldest.taken_at, oldest.by))
+    }
+}
+
+/// From when on every lock is known.
+fn begun(tables: &Tables) -> BootTime {
+    tables.begun().unwrap_or(BootTime(u64::MAX))
+}
+
+/// True of a time at which a lock was taken that was seen: what was taken after the end of the reading
+/// is not the lock that it shows.
+fn is_known(taken_at: u64, begun: BootTime, ended: BootTime) -> bool {
+    taken_at != 0 && (begun.0..=ended.0).contains(&taken_at)
+}
+
+/// True where what is known is of the lock as the kernel's list has it.
+fn agrees(lock: &Lock, known: &Known) -> bool {
+    let Some(access) = access(lock.access) else { return false };
+    let is_same = match class(lock.kind) {
+        CLASS_POSIX => known.end == bytes(lock.range).1 && known.access == access,
+        CLASS_FLOCK => known.access == access,
+        // A lease changes its access and stays what it is.
+        _ => true,
+    };
+    let recorded = match lock.acquirer {
+        RecordedPid::Local(pid) | RecordedPid::Remote(pid) => Some(pid),
+        RecordedPid::Zero => Some(0),
+        RecordedPid::Withheld => None,
+    };
+    is_same && recorded.is_none_or(|pid| pid == known.recorded)
+}
+
+/// Hands every lock of the tables to `take` whose entry says all there is to know of it; answers
+/// those whose owners may have ranges to be worked out.
+fn each_plain(
+    tables: &Tables,
+    owners: &[(OwnerKey, Owner)],
+    mut take: impl FnMut(Key, Entry),
+) -> Result<Vec<(Key, Entry)>, HistoryError> {
+    let owners: BTreeSet<OwnerKey> = owners.iter().map(|&(key, _)| key).collect();
+    let mut of_owners = Vec::new();
+    tables.each_lock(|key, entry| {
+        if key.class == CLASS_POSIX && owners.contains(&key.of_owner()) {
+            of_owners.push((key, entry));
+        } else {
+            take(key, relied_upon(&key, entry, |owner| tables.slot_lost_at(owner)));
+        }
+    })?;
+    Ok(of_owners)
+}
+
+/// An entry, without the time where that is not to be relied on.
+fn relied_upon(key: &Key, entry: Entry, lost_at: impl Fn(&OwnerKey) -> u64) -> Entry {
+    let is_lost = key.class == CLASS_POSIX && entry.written_at <= lost_at(&key.of_owner());
+    Entry { taken_at: if is_lost { 0 } else { entry.taken_at }, ..entry }
+}
+
+/// Who took locks, each with its names once.
+struct Takers<'a> {
+    names: &'a mut Names,
+    known: HashMap<Party, Arc<Remembered>>,
+    /// The one who was asked for last: mostly it is the next one, too.
+    last: Option<(Party, Arc<Remembered>)>,
+}
+
+impl<'a> Takers<'a> {
+    fn named_by(names: &'a mut Names) -> Self {
+        Self { names, known: HashMap::new(), last: None }
+    }
+
+    fn taken(&mut self, at: u64, party: Party) -> Taken {
+        let by = match &self.last {
+            Some((last, by)) if *last == party => Arc::clone(by),
             _ => {
-                let key_start = if class == CLASS_POSIX { start } else { 0 };
-                let entry = *self.locks.get(&(dev, ino, owner, class, key_start))?;
-                let agrees = match class {
-                    CLASS_POSIX => entry.end == end && entry.access == access,
-                    CLASS_FLOCK => entry.access == access,
-                    // A lease changes its access and stays what it is.
-                    _ => true,
-                };
-                let recorded = match lock.acquirer {
-                    RecordedPid::Local(pid) | RecordedPid::Remote(pid) => Some(pid),
-                    RecordedPid::Zero => Some(0),
-                    RecordedPid::Withheld => None,
-                };
-                if !agrees || recorded.is_some_and(|pid| pid != entry.recorded) {
-                    return None;
-                }
-                (entry.taken_at, *self.takers.parties.get(entry.by as usize)?)
+                let remembered = || Arc::new(self.names.remembered(&party));
+                let by = Arc::clone(self.known.entry(party).or_insert_with(remembered));
+                self.last = Some((party, Arc::clone(&by)));
+                by
             }
         };
-        Some(taking).filter(|&(at, _)| at != 0 && at >= self.begun.0)
+        Taken { at: BootTime(at), by }
     }
 }
 
@@ -283,43 +405,21 @@ fn owners_told(
 /// Adds to a snapshot what the tables know of it. `ended` is when the snapshot had been read: what
 /// was taken later is not the lock that it shows.
 pub fn join(contents: &Contents, snapshot: &mut Snapshot, ended: BootTime, names: &mut Names) {
-    let mut dead: BTreeMap<ProcessId, Death> = BTreeMap::new();
-    let mut takers: HashMap<Party, Arc<Remembered>> = HashMap::new();
-    let files: Vec<(u32, u64)> =
-        snapshot.files.iter().map(|file| (raw_dev(file.dev), file.ino)).collect();
-    for lock in &mut snapshot.locks {
-        let (dev, ino) = files[lock.file.0 as usize];
-        let Some((at, party)) = contents.taking(lock, dev, ino) else { continue };
-        if at > ended.0 {
-            continue;
-        }
-        let by = takers.entry(party).or_insert_with(|| Arc::new(names.remembered(&party)));
-        let by = Arc::clone(by);
-        if let Some(ending) = contents.endings.get(&party.process()) {
-            dead.insert(by.id, death(&party.process(), ending));
-        }
-        lock.taken = Some(Taken { at: BootTime(at), by });
+    let mut takers = Takers::named_by(names);
+    for place in 0..snapshot.locks.len() {
+        let lock = &snapshot.locks[place];
+        let taking = contents.taking(lock, &snapshot.files[lock.file.0 as usize], ended);
+        let taken = taking.map(|(at, party)| takers.taken(at, party));
+        take(&mut snapshot.locks, place, taken);
     }
-    for waiter in &mut snapshot.waiters {
-        let (dev, ino) = files[waiter.file.0 as usize];
-        let (start, end) = bytes(waiter.range);
-        let class = class(waiter.kind);
-        let (Some(owner), Some(access)) = (waiter.owner, access(waiter.access)) else { continue };
-        let start = if class == CLASS_POSIX { start } else { 0 };
-        let Some(waits) = contents.waits.get(&(dev, ino, owner.0, class, start)) else { continue };
-        let asks = |wait: &&Wait| {
-            let same = wait.access == access && (class != CLASS_POSIX || wait.end == end);
-            let who = match waiter.requester {
-                RecordedPid::Local(pid) => wait.tgid == pid,
-                _ => true,
-            };
-            same && who && wait.since <= ended.0
-        };
-        // Threads that ask for the same cannot be told apart: the shortest wait is sure.
-        waiter.since = waits.iter().filter(asks).map(|wait| BootTime(wait.since)).max();
+    contents.finish(snapshot, ended);
+}
+
+/// Sets the taking of a lock. A list that is shared is left alone where it has it already.
+fn take(locks: &mut Shared<Lock>, place: usize, taken: Option<Taken>) {
+    if locks[place].taken != taken {
+        locks[place].taken = taken;
     }
-    snapshot.deaths = dead.into_values().collect();
-    snapshot.history = true;
 }
 
 /// How a process ended.
@@ -335,21 +435,15 @@ pub(super) fn death(process: &ProcessKey, ending: &Ending) -> Death {
 
 /// The locks of a reading whose owners are known, each with its key.
 pub(super) fn keyed(reading: &bpf::Reading) -> impl Iterator<Item = (Key, &Lock)> {
-    reading.snapshot.locks.iter().filter_map(|lock| {
-        let inode = *reading.inodes.get(lock.file.0 as usize)?;
-        let class = class(lock.kind);
-        let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
-        Some((Key { inode, owner: lock.owner?.0, start, class, reserved: 0 }, lock))
-    })
+    reading.snapshot.locks.iter().filter_map(|lock| Some((key(reading, lock)?, lock)))
 }
 
-fn place(key: &Key, dev: u32, ino: u64) -> Place {
-    (dev, ino, key.owner, key.class, key.start)
-}
-
-/// The kernel's number of a device.
-pub(super) fn raw_dev(dev: Dev) -> u32 {
-    dev.major << 20 | dev.minor
+/// The key of a lock of a reading; `None` where its owner is not known.
+pub(super) fn key(reading: &bpf::Reading, lock: &Lock) -> Option<Key> {
+    let inode = *reading.inodes.get(lock.file.0 as usize)?;
+    let class = class(lock.kind);
+    let start = if class == CLASS_POSIX { bytes(lock.range).0 } else { 0 };
+    Some(Key { inode, owner: lock.owner?.token(), start, class, reserved: 0 })
 }
 
 /// The class of a kind of lock.
@@ -364,7 +458,7 @@ pub(super) fn class(kind: LockKind) -> u32 {
 /// First and last byte as the kernel counts.
 pub(super) fn bytes(range: Range) -> (i64, i64) {
     let signed = |byte: u64| i64::try_from(byte).unwrap_or(i64::MAX);
-    (signed(range.start), range.end.map_or(i64::MAX, signed))
+    (signed(range.start), range.end().map_or(i64::MAX, signed))
 }
 
 /// The kernel's number of an access.

@@ -220,7 +220,7 @@ pub(super) fn lock(key: &Key, entry: &Entry, secret: &IdKey) -> LockName {
         pid if pid < 0 => RecordedPid::Remote(pid),
         pid => RecordedPid::Local(pid),
     };
-    let id = id::of_lock(secret, file.dev, file.ino, kind, range, recorded, Owner(key.owner));
+    let id = id::of_lock(secret, file.dev, file.ino, kind, range, recorded, Owner::new(key.owner));
     LockName { id, file, kind, access: access(entry.access), range }
 }
 
@@ -249,7 +249,7 @@ fn access(kernel: u32) -> Access {
 
 fn range(start: i64, end: i64) -> Range {
     let byte = |at: i64| u64::try_from(at).unwrap_or(0);
-    Range { start: byte(start), end: (end != i64::MAX).then(|| byte(end)) }
+    Range::new(byte(start), (end != i64::MAX).then(|| byte(end)))
 }
 
 /// Which of the files it is that have or had its inode number; a file system that does not tell

@@ -3,18 +3,19 @@
 //!
 //! Refuses to let the tables drift: every reading also brings them in line with the kernel's lists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockwatch_common::history::Key;
+use lockwatch_common::history::{Ending, Key, ProcessKey};
 use rustix::fs::{Mode, OFlags};
 
 use super::collect::Collector;
 use super::join::{self, Contents};
 use super::names::Names;
+use super::present::Present;
 use super::{HistoryError, Tables};
 use crate::engine::conclude;
 use crate::engine::id::{self, IdKey};
@@ -114,10 +115,12 @@ impl Reader {
         self.remember(&mut reading)?;
         self.was_large = reading.snapshot.locks.len() > LARGE;
         log::debug!("reading: joined with the tables");
-        let bpf::Reading { mut snapshot, begun, .. } = reading;
+        let begun = reading.begun;
+        // What else it found is not needed any more.
+        let mut snapshot = std::mem::take(&mut reading.snapshot);
+        drop(reading);
         bpf::order_births(&mut snapshot)?;
         snapshot.limits.extend(self.limits.iter().cloned());
-        let ids = id::assign(&snapshot, &self.key);
         let unexplained = conclude::unexplained(&snapshot);
         if !unexplained.is_empty() {
             let hunt = self.hunt.take();
@@ -126,6 +129,10 @@ impl Reader {
         log::debug!("reading: {} to be explained", unexplained.len());
         snapshot.limits.sort();
         snapshot.limits.dedup();
+        if let Some(snapshots) = &mut self.snapshots {
+            snapshots.expect(&snapshot);
+        }
+        let ids = id::assign(&snapshot, &self.key);
         Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
     }
 
@@ -152,11 +159,14 @@ impl Reader {
         self.since_collected = (readings + 1, anything || is_new);
         let rested = self.collected.is_none_or(|at| at.elapsed() >= REST);
         let is_due = rested && (anything || is_new || readings + 1 >= COLLECTED_AFTER);
-        let few = self.few(reading);
-        let fits = |known: &Option<BTreeSet<Key>>| match (known, &few) {
-            (Some(known), Some(few)) => few.is_subset(known),
-            (Some(_), None) => false,
-            (None, _) => true,
+        let Some(few) = self.few(reading) else {
+            let present = Present::of(reading);
+            let endings = Contents::read_into(reading, &present, &self.tables, &mut self.names)?;
+            return if is_due { self.collect(reading, &present, &endings) } else { Ok(()) };
+        };
+        let fits = |known: &Option<BTreeSet<Key>>| match known {
+            Some(known) => few.is_subset(known),
+            None => true,
         };
         let known = known.filter(|(_, of)| fits(of) && !(is_due && of.is_some()));
         let (contents, of) = match known {
@@ -164,16 +174,26 @@ impl Reader {
                 known.read_endings(&self.tables)?;
                 (known, of)
             }
-            None => self.look_up(few.filter(|_| !is_due))?,
+            None => self.look_up((!is_due).then_some(few))?,
         };
         if is_due {
-            self.since_collected = (0, false);
-            self.collected = Some(Instant::now());
-            self.collector.collect(&self.tables, reading, contents.endings())?;
+            self.collect(reading, &Present::of(reading), contents.endings())?;
         }
         join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
         self.known = Some((contents, of));
         Ok(())
+    }
+
+    /// Brings the tables in line with a reading.
+    fn collect(
+        &mut self,
+        reading: &bpf::Reading,
+        present: &Present,
+        endings: &BTreeMap<ProcessKey, Ending>,
+    ) -> Result<(), HistoryError> {
+        self.since_collected = (0, false);
+        self.collected = Some(Instant::now());
+        self.collector.collect(&self.tables, reading, present, endings)
     }
 
     /// The keys of the locks of a reading, where these are few.

@@ -222,7 +222,7 @@ pub(super) fn remove<K: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> 
 }
 
 /// Elements that are read with one call.
-const AT_ONCE: usize = 4096;
+const AT_ONCE: usize = 1024;
 
 /// Every element of a hash table, at some moment of the reading each. One that comes or goes
 /// meanwhile may be there or not; one that stays is there.

@@ -340,7 +340,7 @@ pub(super) fn fd(map: &MapData) -> BorrowedFd<'_> {
 
 /// The key of a file.
 pub(super) fn file_key(file: &FileId) -> FileKey {
-    FileKey { ino: file.ino, dev: file.dev.major << 20 | file.dev.minor, reserved: 0 }
+    FileKey { ino: file.ino, dev: file.dev.to_kernel(), reserved: 0 }
 }
 
 /// What was counted, by kind of lock: flock, POSIX, OFD, lease and the like.

@@ -89,7 +89,7 @@ pub(super) fn group(
                             flags: descriptor.info.flags,
                             body: line.body,
                             description: None,
-                            files: Owner(0),
+                            files: Owner::new(0),
                             table: tasks.len(),
                             gone: false,
                         });
@@ -232,11 +232,11 @@ fn settle(
 
 /// Tokens of descriptions are odd, those of tables even, so that none means both.
 fn description_token(class: usize) -> Owner {
-    Owner(class as u64 * 2 + 1)
+    Owner::new(class as u64 * 2 + 1)
 }
 
 fn table_token(class: usize) -> Owner {
-    Owner(class as u64 * 2 + 2)
+    Owner::new(class as u64 * 2 + 2)
 }
 
 /// Sets of numbers that have been found to mean the same.

@@ -30,7 +30,7 @@ fn device(mountinfo: &str, mount: u64) -> Option<Dev> {
         let mut fields = line.split(' ');
         let id: u64 = fields.next()?.parse().ok()?;
         let (major, minor) = fields.nth(1)?.split_once(':')?;
-        let dev = Dev { major: major.parse().ok()?, minor: minor.parse().ok()? };
+        let dev = Dev::exact(major.parse().ok()?, minor.parse().ok()?)?;
         (id == mount).then_some(dev)
     })
 }
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn the_device_is_that_of_the_mount() {
         let mountinfo = "22 1 254:0 / / rw - ext4 /dev/vda rw\n30 22 0:43 / /b rw - btrfs x rw\n";
-        assert_eq!(device(mountinfo, 30), Some(Dev { major: 0, minor: 43 }));
+        assert_eq!(device(mountinfo, 30), Some(Dev::new(0, 43)));
         assert_eq!(device(mountinfo, 31), None);
         assert_eq!(device("nonsense\n1 2\n", 1), None);
     }

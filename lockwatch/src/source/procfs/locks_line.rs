@@ -142,7 +142,7 @@ impl LockLine {
             b"" => {}
             part => return Err(BadPart::new("end of the line", part)),
         }
-        let range = Range { start, end };
+        let range = Range::new(start, end);
         Ok(Self { id, depth, body: Body { kind, mode, access, pid, inode, range } })
     }
 }
@@ -188,7 +188,7 @@ fn inode(part: &[u8]) -> Result<Option<(Dev, u64)>, BadPart> {
     let major = half(next())?;
     let minor = half(next())?;
     let ino = number(next(), 10, WANTED).map_err(|_| bad())?;
-    Ok(Some((Dev { major, minor }, ino)))
+    Ok(Some((Dev::exact(major, minor).ok_or_else(bad)?, ino)))
 }
 
 /// The kernel's `loff_t`: 63 bits.
@@ -214,7 +214,7 @@ impl fmt::Display for LockLine {
             Some((dev, ino)) => write!(f, "{dev}:{ino}")?,
             None => f.write_str("<none>:0")?,
         }
-        match range.end {
+        match range.end() {
             Some(end) => write!(f, " {} {end}", range.start),
             None => write!(f, " {} EOF", range.start),
         }
@@ -235,13 +235,13 @@ mod tests {
         let line = parse("1: FLOCK  ADVISORY  WRITE 1234 fe:00:131 0 EOF").unwrap();
         assert_eq!((line.id, line.depth), (1, 0));
         assert_eq!(line.body.kind, LockKind::Flock);
-        assert_eq!(line.body.inode, Some((Dev { major: 0xfe, minor: 0 }, 131)));
+        assert_eq!(line.body.inode, Some((Dev::new(0xfe, 0), 131)));
         assert_eq!(line.body.range, Range::WHOLE);
         assert_eq!(line.body.recorded_pid(), RecordedPid::Local(1234));
 
         let line = parse("7: OFDLCK ADVISORY  READ -1 103:12345:18446744073709551615 5 9").unwrap();
-        assert_eq!(line.body.inode, Some((Dev { major: 0x103, minor: 0x12345 }, u64::MAX)));
-        assert_eq!(line.body.range, Range { start: 5, end: Some(9) });
+        assert_eq!(line.body.inode, Some((Dev::new(0x103, 0x12345), u64::MAX)));
+        assert_eq!(line.body.range, Range::new(5, Some(9)));
         assert_eq!(line.body.recorded_pid(), RecordedPid::Withheld);
 
         let line = parse("3: LEASE  BREAKING  UNLCK 77 00:2b:9 0 EOF").unwrap();
@@ -312,7 +312,7 @@ mod tests {
         let modes = prop::sample::select(Mode::ALL.to_vec());
         let kinds = prop::sample::select(LockKind::ALL.to_vec());
         let accesses = prop::sample::select(vec![Access::Read, Access::Write, Access::Unlock]);
-        let inode = prop::option::of((any::<u32>(), any::<u32>(), any::<u64>()));
+        let inode = prop::option::of((0..1_u32 << 12, 0..1_u32 << 20, any::<u64>()));
         let range = (0..=i64::MAX as u64, prop::option::of(0..=i64::MAX as u64));
         (any::<u64>(), 0..40_u32, kinds, modes, accesses, any::<i32>(), inode, range).prop_map(
             |(id, depth, kind, mode, access, pid, inode, (start, end))| LockLine {
@@ -323,8 +323,8 @@ mod tests {
                     mode,
                     access,
                     pid,
-                    inode: inode.map(|(major, minor, ino)| (Dev { major, minor }, ino)),
-                    range: Range { start, end: end.map(|end| end.max(start)) },
+                    inode: inode.map(|(major, minor, ino)| (Dev::new(major, minor), ino)),
+                    range: Range::new(start, end.map(|end| end.max(start))),
                 },
             },
         )

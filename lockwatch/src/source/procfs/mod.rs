@@ -30,11 +30,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use identity::kernel_identity;
 pub use root::{FileFacts, Lookups, ProcRoot};
 
-use crate::engine::identity::{Pid, RecordedPid};
+use crate::engine::identity::{Pid, RecordedPid, Size};
 use crate::engine::snapshot::{File, Search, Snapshot};
 use files::{Labels, Witness};
 use limits::Limits;
@@ -152,13 +153,20 @@ pub fn read(root: &ProcRoot, options: Options) -> Result<Snapshot, ProcfsError> 
     let births = reader.births(root, &mut limits).map_err(failed)?;
     let file = |(dev, ino)| {
         let files::Label { size, path, deleted, replaced } = labels.get((dev, ino));
-        File { dev, ino, size, path, deleted, replaced }
+        File {
+            dev,
+            ino,
+            size: size.and_then(Size::new),
+            path: path.map(Arc::from),
+            deleted,
+            replaced,
+        }
     };
     Ok(Snapshot {
         files: made.files.into_iter().map(file).collect(),
-        locks: made.locks,
+        locks: made.locks.into(),
         waiters: made.waiters,
-        references: made.references,
+        references: made.references.into(),
         search: Search::none("/proc does not show it"),
         processes,
         births,

@@ -40,7 +40,7 @@ impl Mask {
     }
 
     fn owner(&self, owner: Owner) -> Owner {
-        Owner(self.token(owner.0))
+        Owner::new(self.token(owner.token()))
     }
 
     /// The input as it may be written down; `None` where it has no pointer.

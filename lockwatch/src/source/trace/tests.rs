@@ -109,12 +109,12 @@ fn no_pointer_is_written_down() {
     let mut stage = stories::deadlock();
     let pointer = 0xffff_8880_1234_5678u64;
     let world = &mut stage.world.facts;
-    world.locks[0].owner = Some(Owner(pointer));
+    world.locks[0].owner = Some(Owner::new(pointer));
     world.locks[0].entry = pointer;
-    world.waiters[0].owner = Some(Owner(pointer));
+    world.waiters[0].owner = Some(Owner::new(pointer));
     world.waiters[0].behind = Some(pointer);
-    world.references[0].description = Some(Owner(pointer));
-    world.references[0].table = Some(Owner(pointer));
+    world.references[0].description = Some(Owner::new(pointer));
+    world.references[0].table = Some(Owner::new(pointer));
     stage.input(Input::Reconcile);
     let trace = String::from_utf8(of_story("deadlock", &stage)).unwrap();
     for text in [format!("{pointer}"), format!("{pointer:x}"), format!("{}", pointer as i64)] {
@@ -196,13 +196,13 @@ prop_compose! {
         access in proptest::sample::select(vec![Access::Read, Access::Write, Access::Unlock]),
         (start, end) in any::<(u64, Option<u64>)>(),
     ) -> LockName {
-        let dev = Dev { major, minor };
+        let dev = Dev::new(major, minor);
         LockName {
             id: LockId { dev, ino, hash, long },
             file: FileId { dev, ino },
             kind,
             access,
-            range: Range { start, end },
+            range: Range::new(start, end),
         }
     }
 }
@@ -253,7 +253,7 @@ fn input() -> impl Strategy<Value = Input> {
                 .map(|(name, path, file)| Watched {
                     name,
                     path,
-                    file: file.map(|(minor, ino)| FileId { dev: Dev { major: 1, minor }, ino }),
+                    file: file.map(|(minor, ino)| FileId { dev: Dev::new(1, minor), ino }),
                 })
                 .collect()
         )),

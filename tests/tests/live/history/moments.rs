@@ -117,7 +117,7 @@ fn a_crash_of_the_owner_of_a_range_is_told_for_posix_and_ofd(scene: &mut Scene) 
             anyhow::bail!("{kind}: there were {told:?}");
         };
         same!("signal", ended.death.signal, Some(6));
-        same!("range", (ended.lock.range.start, ended.lock.range.end), (7, Some(19)));
+        same!("range", (ended.lock.range.start, ended.lock.range.end()), (7, Some(19)));
     }
     Ok(())
 }
@@ -147,7 +147,7 @@ fn several_ranges_that_end_with_their_owner_are_each_told(scene: &mut Scene) -> 
             same!("signal", end.death.signal, Some(9));
             ensure!(end.is_by_death(), "{name}: not by the death: {end:?}");
             ensure!(end.taken_at < end.death.at && end.death.at <= end.at, "order of {end:?}");
-            ended.push((end.lock.range.start, end.lock.range.end, end.lock.access.name()));
+            ended.push((end.lock.range.start, end.lock.range.end(), end.lock.access.name()));
             ensure!(before.contains(&end.lock.id), "{name}: no reading had this id: {end:?}");
         }
         ended.sort_unstable();

@@ -24,7 +24,7 @@ fn seen(witness: &mut Witness, scene: &Scene, file: &str) -> Result<(Vec<String>
     let mut told = Vec::new();
     let mut times = Vec::new();
     for lock in witness.locks(scene, &[file])? {
-        let end = lock.range.end.map_or("eof".to_owned(), |end| end.to_string());
+        let end = lock.range.end().map_or("eof".to_owned(), |end| end.to_string());
         let range = format!("{}-{end} {}", lock.range.start, lock.access.name());
         let taken = lock.taken.with_context(|| format!("{range} has no taking"))?;
         told.push(range);

@@ -122,10 +122,7 @@ impl Witness {
         for file in files {
             let file = scene.file(file)?;
             let (major, minor) = file.dev.split_once(':').context("a device")?;
-            let dev = Dev {
-                major: u32::from_str_radix(major, 16)?,
-                minor: u32::from_str_radix(minor, 16)?,
-            };
+            let dev = Dev::new(u32::from_str_radix(major, 16)?, u32::from_str_radix(minor, 16)?);
             ids.push(FileId { dev, ino: file.ino });
         }
         self.history.tables.attend(&ids).context("paying attention")

@@ -270,7 +270,7 @@ impl Own {
                 files.push(file);
             }
         }
-        snapshot.files = files;
+        snapshot.files = files.into();
         let mut kept = Vec::new();
         let mut locks = Vec::new();
         for (mut lock, id) in snapshot.locks.drain(..).zip(ids) {
@@ -280,7 +280,7 @@ impl Own {
                 kept.push(id);
             }
         }
-        snapshot.locks = locks;
+        snapshot.locks = locks.into();
         snapshot.waiters.retain_mut(|waiter| at(&places, &mut waiter.file));
         snapshot.references.retain_mut(|reference| at(&places, &mut reference.file));
         let owners: BTreeSet<_> = snapshot.locks.iter().filter_map(|lock| lock.owner).collect();

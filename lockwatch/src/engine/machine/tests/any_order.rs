@@ -79,7 +79,7 @@ fn write(acts: &[Act]) -> Script {
                 // An heir lets it go, if there is one.
                 let of = description(file).unwrap();
                 let references = &stage.world.facts.references;
-                let heir = references.iter().find(|held| held.description == Some(Owner(of)));
+                let heir = references.iter().find(|held| held.description == Some(Owner::new(of)));
                 let Some(heir) = heir.map(|held| stage.world.who(held.pid)) else { continue };
                 let at = dying.iter().position(|(of, _)| *of == file).unwrap();
                 let (_, death) = dying.remove(at);
@@ -110,7 +110,7 @@ fn write(acts: &[Act]) -> Script {
                 let of = description(file).unwrap();
                 // An heir keeps it.
                 let references = &stage.world.facts.references;
-                if references.iter().any(|held| held.description == Some(Owner(of))) {
+                if references.iter().any(|held| held.description == Some(Owner::new(of))) {
                     continue;
                 }
                 owner[file] = None;
@@ -121,7 +121,7 @@ fn write(acts: &[Act]) -> Script {
                 let Some(of) = description(file) else { continue };
                 let facts = &stage.world.facts;
                 let mut locks = facts.locks.iter();
-                let lock = locks.find(|lock| lock.owner == Some(Owner(of))).unwrap();
+                let lock = locks.find(|lock| lock.owner == Some(Owner::new(of))).unwrap();
                 let owner = lock.taken.as_ref().unwrap().by.id;
                 let exiting = facts.deaths.iter().find(|death| death.process == owner);
                 let outcome = if step % 2 == 0 { Outcome::Refused } else { Outcome::Blocked };
@@ -153,7 +153,7 @@ fn stage_owner(stage: &Stage, ino: u64) -> Option<u64> {
     let facts = &stage.world.facts;
     let mut locks = facts.locks.iter();
     let lock = locks.find(|lock| facts.files[lock.file.0 as usize].ino == ino)?;
-    lock.owner.map(|owner| owner.0)
+    lock.owner.map(|owner| owner.token())
 }
 
 /// Plays the records in an order given by how long each is held up, then lets time pass.

@@ -79,7 +79,7 @@ fn what_the_daemon_before_told_and_still_lasts_is_not_told_again_and_its_end_is(
                 step(&mut engine, later, Input::Reading(Box::new(shows)));
             }
             let mut snapshot = reading.snapshot.clone();
-            (snapshot.locks, snapshot.waiters) = (Vec::new(), Vec::new());
+            (snapshot.locks, snapshot.waiters) = (Vec::new().into(), Vec::new());
             let begun = told.at.boot.after(70_000 * MS);
             let gone = Reading { begun, snapshot, ids: Vec::new() };
             step(&mut engine, 70_000, Input::Reading(Box::new(gone)));

@@ -21,7 +21,7 @@ pub(crate) const MS: u64 = 1_000_000;
 /// 2026-11-25, when the machine booted.
 const BOOTED: u64 = 1_795_600_000 * 1_000_000_000;
 const KEY: IdKey = IdKey(*b"a key for tests!");
-pub(crate) const DEV: Dev = Dev { major: 0xfe, minor: 0 };
+pub(crate) const DEV: Dev = Dev::new(0xfe, 0);
 
 pub(crate) fn ms(at: u64) -> BootTime {
     BootTime(at * MS)
@@ -54,7 +54,7 @@ impl World {
         self.facts.files.push(File {
             dev: DEV,
             ino,
-            size: Some(0),
+            size: crate::engine::identity::Size::new(0),
             path: Some(path.as_bytes().into()),
             deleted: Some(false),
             replaced: Some(false),
@@ -128,14 +128,15 @@ impl World {
     /// `pid` opens a file; the description gets the number `owner`.
     pub(crate) fn open(&mut self, pid: Pid, ino: u64, owner: u64) {
         let fd = 3 + self.facts.references.iter().filter(|of| of.pid == pid).count() as u32;
+        let file = self.ix(ino);
         self.facts.references.push(Reference {
             pid,
             tid: pid,
             via: Via::Fd,
             fd: Some(fd),
-            file: self.ix(ino),
-            description: Some(Owner(owner)),
-            table: Some(Owner(0xf000 + pid as u64)),
+            file,
+            description: Some(Owner::new(owner)),
+            table: Some(Owner::new(0xf000 + pid as u64)),
             opener: Some(false),
             writes: None,
         });
@@ -144,13 +145,14 @@ impl World {
     /// `pid` locks the description `owner` of a file.
     pub(crate) fn lock(&mut self, pid: Pid, ino: u64, owner: u64, access: Access, at: BootTime) {
         let taken = Some(Taken { at, by: self.who(pid).into() });
+        let file = self.ix(ino);
         self.facts.locks.push(Lock {
             entry: 0x1000 + owner,
-            file: self.ix(ino),
+            file,
             kind: LockKind::Flock,
             access,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             acquirer: RecordedPid::Local(pid),
             breaking_to: None,
             taken,
@@ -165,7 +167,7 @@ impl World {
             kind: LockKind::Flock,
             access: Access::Write,
             range: Range::WHOLE,
-            owner: Some(Owner(owner)),
+            owner: Some(Owner::new(owner)),
             requester: RecordedPid::Local(pid),
             since,
         });
@@ -189,7 +191,7 @@ impl World {
 
     /// Takes the lock of a description away.
     pub(crate) fn unlock(&mut self, owner: u64) {
-        self.facts.locks.retain(|lock| lock.owner != Some(Owner(owner)));
+        self.facts.locks.retain(|lock| lock.owner != Some(Owner::new(owner)));
     }
 
     pub(crate) fn who(&self, pid: Pid) -> Remembered {
@@ -203,7 +205,7 @@ impl World {
     /// The lock of a description.
     pub(crate) fn name(&self, owner: u64) -> LockName {
         let locks = self.facts.locks.iter();
-        let at = locks.clone().position(|lock| lock.owner == Some(Owner(owner)));
+        let at = locks.clone().position(|lock| lock.owner == Some(Owner::new(owner)));
         let at = at.expect("a lock of the story");
         let lock = &self.facts.locks[at];
         let ino = self.facts.files[lock.file.0 as usize].ino;
@@ -320,7 +322,8 @@ impl Stage {
     /// The lock of a description ends by a death; nothing is handed in.
     pub(crate) fn ended(&mut self, owner: u64, death: Death, written: Option<bool>) -> Ended {
         let lock = self.world.name(owner);
-        let facts = self.world.facts.locks.iter().find(|lock| lock.owner == Some(Owner(owner)));
+        let facts =
+            self.world.facts.locks.iter().find(|lock| lock.owner == Some(Owner::new(owner)));
         let taken =
             facts.and_then(|lock| lock.taken.clone()).expect("taken while somebody watched");
         self.world.unlock(owner);

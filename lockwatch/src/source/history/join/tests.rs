@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::super::collect::restored;
 use super::*;
-use crate::engine::identity::Owner as Token;
+use crate::engine::identity::{Dev, Owner as Token};
 use crate::engine::snapshot::FileIx;
 
 /// Bytes of the model's file; the last one stands for all to the end.
@@ -36,6 +36,10 @@ struct Model {
     full: bool,
     /// Whether anything was ever lost.
     lossy: bool,
+}
+
+fn file() -> File {
+    File { dev: Dev::new(0, 0), ino: 7, size: None, path: None, deleted: None, replaced: None }
 }
 
 fn last(byte: usize) -> i64 {
@@ -220,15 +224,15 @@ impl Model {
                 file: FileIx(0),
                 kind: LockKind::Posix,
                 access: if access == F_WRLCK { Access::Write } else { Access::Read },
-                range: Range { start: start as u64, end: (end != BYTES - 1).then_some(end as u64) },
-                owner: Some(Token(OWNER)),
+                range: Range::new(start as u64, (end != BYTES - 1).then_some(end as u64)),
+                owner: Some(Token::new(OWNER)),
                 acquirer: RecordedPid::Local(1),
                 breaking_to: None,
                 taken: None,
             };
             let times = self.bytes[start..=end].iter().flatten().map(|&(_, at)| at);
             let oldest = times.min().unwrap_or_default();
-            let told = contents.taking(&lock, 0, 7).map(|(at, _)| at);
+            let told = contents.taking(&lock, &file(), BootTime(u64::MAX)).map(|(at, _)| at);
             let truth = (oldest != 0).then_some(oldest);
             if self.lossy {
                 assert!(told.is_none() || told == truth, "{start}-{end}: {told:?}, not {truth:?}");
