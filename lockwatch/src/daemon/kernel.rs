@@ -33,6 +33,8 @@ pub(super) struct Kernel {
     continuity: Continuity,
     /// Records that were lost so far, as counted in the kernel.
     lost: u64,
+    /// The files that are to have attention, where there was no room for all of them.
+    waiting: Vec<FileId>,
 }
 
 /// Why the kernel side does not work.
@@ -87,7 +89,8 @@ impl Kernel {
         let moments = unsafe { AsyncFd::register_with_interest(moments, Interest::READABLE) }
             .map_err(io::Error::from)?;
         let (names, looker) = (Names::default(), Looker::own());
-        Ok((Self { tables, moments, names, key, looker, continuity, lost }, reader))
+        let waiting = Vec::new();
+        Ok((Self { tables, moments, names, key, looker, continuity, lost, waiting }, reader))
     }
 
     /// The kernel's tables, for who asks for its counters.
@@ -125,9 +128,28 @@ impl Kernel {
         }
     }
 
-    /// Has attention paid to these files and no others.
-    pub(super) fn attend(&self, files: &[FileId]) -> Result<(), KernelError> {
-        Ok(self.tables.attend(files)?)
+    /// Has attention paid to these files and no others. What does not fit is tried again with
+    /// [`Self::attend_to_the_rest`].
+    pub(super) fn attend(&mut self, files: &[FileId]) -> Result<(), KernelError> {
+        let without = self.tables.attend(files)?;
+        if without > 0 && self.waiting.is_empty() {
+            log::warn!(
+                "what happens to locks on {without} of {} files is told by the readings alone for \
+                 now: the table of files with attention is full",
+                files.len()
+            );
+        }
+        self.waiting = if without > 0 { files.to_vec() } else { Vec::new() };
+        Ok(())
+    }
+
+    /// Tries again, where there was no room for all.
+    pub(super) fn attend_to_the_rest(&mut self) -> Result<(), KernelError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let files = self.waiting.clone();
+        self.attend(&files)
     }
 
     /// Waits for records, and takes a batch of them.

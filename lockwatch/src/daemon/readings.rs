@@ -44,6 +44,7 @@ impl Readings {
                 if give.send(reader.read(&paths)).is_err() {
                     break;
                 }
+                reader.tidy();
                 reader.prepare();
             }
         })?;

@@ -322,6 +322,7 @@ impl Watching {
             self.watched.clone_from(&watched);
             self.step(kernel, Input::Watch(watched))?;
         }
+        kernel.attend_to_the_rest().context("daemon: telling the kernel what to watch")?;
         let begun = reading.begun;
         self.tree.let_go();
         self.step(kernel, Input::Reading(Box::new(reading)))?;

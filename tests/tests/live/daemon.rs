@@ -36,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_deadlock_is_told_once_with_its_members).needs(NEEDS),
     once!(threads_that_could_release_a_lock_make_it_no_deadlock).needs(NEEDS),
     once!(verbose_events_tell_of_watched_files_what_happens).needs(NEEDS),
+    once!(a_crash_with_more_locks_than_can_have_attention_is_survived).needs(NEEDS),
 ];
 
 /// A grace and a reconciliation that a test need not wait long for.
@@ -509,6 +510,23 @@ fn verbose_events_tell_of_watched_files_what_happens(scene: &mut Scene) -> Resul
     daemon.expect("blocked", on(scene, "lock")?)?;
     scene.play("owner: flock a un\nawait waits done")?;
     daemon.expect("released", on(scene, "lock")?)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn a_crash_with_more_locks_than_can_have_attention_is_survived(scene: &mut Scene) -> Result<()> {
+    let (_house, mut daemon) = begin(scene, QUICK)?;
+    // 16,384 files can have it.
+    for crowd in ["one", "two", "three", "four", "five"] {
+        scene.new_folder(crowd)?;
+        scene.play(&format!("start {crowd}\n{crowd}: mass files 3500 {crowd}"))?;
+    }
+    for crowd in ["one", "two", "three", "four", "five"] {
+        scene.play(&format!("kill {crowd}"))?;
+    }
+    // Its file is to have attention, too.
+    scene.play(LEAKED)?;
+    daemon.expect("orphaned", on(scene, "lock")?)?;
     daemon.stop()?;
     Ok(())
 }

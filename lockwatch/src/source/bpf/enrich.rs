@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::acquaintance::Acquaintance;
 use super::assemble::{Loose, Unlinked};
@@ -33,7 +34,7 @@ pub(super) fn enrich(
 ) -> io::Result<()> {
     let root = ProcRoot::live();
     let mut limits = Limits::default();
-    let reader = Reader::of(&root, &mut limits)?;
+    let reader = here(&root, &mut limits)?;
     snapshot.nested = reader.is_nested();
     if snapshot.nested {
         limits.hides_holders(
@@ -65,7 +66,7 @@ pub(super) fn enrich(
 pub(super) fn births(snapshot: &mut Snapshot) -> io::Result<()> {
     let root = ProcRoot::live();
     let mut limits = Limits::default();
-    snapshot.births = Reader::of(&root, &mut limits)?.births(&root, &mut limits)?;
+    snapshot.births = here(&root, &mut limits)?.births(&root, &mut limits)?;
     snapshot.limits.extend(limits.into_list());
     Ok(())
 }
@@ -77,10 +78,24 @@ pub(super) fn births(snapshot: &mut Snapshot) -> io::Result<()> {
 pub(super) fn complete(snapshot: &mut Snapshot, pids: BTreeSet<Pid>) -> io::Result<()> {
     let root = ProcRoot::live();
     let mut limits = Limits::default();
-    let reader = Reader::of(&root, &mut limits)?;
+    let reader = here(&root, &mut limits)?;
     look_up(snapshot, &root, reader, pids, &mut limits)?;
     snapshot.limits.extend(limits.into_list());
     Ok(())
+}
+
+/// Where this process stands, which does not change while it lives.
+fn here(root: &ProcRoot, limits: &mut Limits) -> io::Result<Reader> {
+    static HERE: OnceLock<Reader> = OnceLock::new();
+    if let Some(&reader) = HERE.get() {
+        return Ok(reader);
+    }
+    let reader = Reader::of(root, limits)?;
+    // What could not be told is asked for each time.
+    if reader.is_known() {
+        let _ = HERE.set(reader);
+    }
+    Ok(reader)
 }
 
 fn look_up(

@@ -124,6 +124,20 @@ pub struct Reading {
     pub hunt: Option<Loading>,
 }
 
+impl Reading {
+    /// The same once more, for who asks for locks alone.
+    pub(super) fn of_locks(&self) -> Self {
+        Self {
+            snapshot: self.snapshot.clone(),
+            own_files: HashMap::new(),
+            inodes: self.inodes.clone(),
+            begun: self.begun,
+            ended: self.ended,
+            hunt: None,
+        }
+    }
+}
+
 /// Takes one snapshot.
 ///
 /// # Errors

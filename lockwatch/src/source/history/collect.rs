@@ -121,7 +121,7 @@ fn mark(tables: &Tables, reading: &Reading, compared: &Compared) -> Result<(), H
             // Taken meanwhile, and known better.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // A full table: nothing of it is known, as before.
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) if sys::is_full(&error) => return Ok(()),
             Err(error) => return Err(failed("write", LOCKS_MAP)(error)),
         }
     }
@@ -308,7 +308,7 @@ fn keep_endings(
         match sys::put(survived, process, ending, Write::Any) {
             Ok(()) => {}
             // Full: as long as the other table has it, it is known.
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) if sys::is_full(&error) => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
     }
@@ -387,7 +387,7 @@ fn shorten(
         match sys::put(fd(&tables.operations), &at, &entry, Write::Any) {
             Ok(()) => {}
             // Full: what is there stays as it is.
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(()),
+            Err(error) if sys::is_full(&error) => return Ok(()),
             Err(error) => return Err(failed("write", OPERATIONS_MAP)(error)),
         }
         kept.insert(at);

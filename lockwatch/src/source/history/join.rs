@@ -31,7 +31,8 @@ pub struct Contents {
     begun: BootTime,
     locks: Kept,
     owners: Owners,
-    waits: HashMap<Place, Vec<Wait>>,
+    /// `None` where they were not asked for.
+    waits: Option<HashMap<Place, Vec<Wait>>>,
     endings: BTreeMap<ProcessKey, Ending>,
 }
 
@@ -113,27 +114,37 @@ impl Contents {
         Ok(contents.endings)
     }
 
-    /// Reads what the tables have of these locks; `None` where that cannot be told by their keys
-    /// alone, because ranges have to be worked out.
+    /// Reads what the tables have of these locks, and of waits where `waits`; `None` where that cannot
+    /// be told by the locks' keys alone, because ranges have to be worked out.
     ///
     /// # Errors
     /// Where a table cannot be read.
     pub(super) fn of_locks(
         tables: &Tables,
         keys: &BTreeSet<Key>,
+        waits: bool,
     ) -> Result<Option<Self>, HistoryError> {
-        // In the order of `read`, for the same reason.
-        if !tables.owners()?.is_empty() {
+        // In the order of `read`, for the same reason. To go through a table takes longer than all the
+        // rest, however little it holds.
+        if tables.may_have_operations() {
             return Ok(None);
         }
         let locks = tables.locks_of(keys)?;
-        let operations = tables.operations()?;
-        if !operations.is_empty() {
+        if tables.may_have_operations() {
             return Ok(None);
         }
-        let mut contents = Self::default();
-        contents.complete(tables, &[], locks, operations)?;
+        let mut contents = Self { begun: begun(tables), ..Self::default() };
+        contents.work_out(&[], locks, Vec::new(), |owner| tables.slot_lost_at(owner));
+        if waits {
+            contents.read_waits(tables)?;
+        }
+        contents.read_endings(tables)?;
         Ok(Some(contents))
+    }
+
+    /// True where who waits since when was asked for.
+    pub(super) fn has_waits(&self) -> bool {
+        self.waits.is_some()
     }
 
     fn complete(
@@ -145,11 +156,17 @@ impl Contents {
     ) -> Result<(), HistoryError> {
         self.begun = begun(tables);
         self.work_out(owners, locks, operations, |owner| tables.slot_lost_at(owner));
+        self.read_waits(tables)?;
+        self.read_endings(tables)
+    }
+
+    fn read_waits(&mut self, tables: &Tables) -> Result<(), HistoryError> {
+        let waits = self.waits.insert(HashMap::new());
         for (_, wait) in tables.waiters()? {
             let place = place(&wait.key, wait.dev, wait.ino);
-            self.waits.entry(place).or_default().push(wait);
+            waits.entry(place).or_default().push(wait);
         }
-        self.read_endings(tables)
+        Ok(())
     }
 
     /// Looks anew which of the processes that took these locks have ended.
@@ -219,7 +236,8 @@ impl Contents {
             };
             let start = if class == CLASS_POSIX { start } else { 0 };
             let place = (file.dev.to_kernel(), file.ino, owner.token(), class, start);
-            let Some(waits) = self.waits.get(&place) else { continue };
+            let waits = self.waits.as_ref().and_then(|waits| waits.get(&place));
+            let Some(waits) = waits else { continue };
             let asks = |wait: &&Wait| {
                 let same = wait.access == access && (class != CLASS_POSIX || wait.end == end);
                 let who = match waiter.requester {

@@ -55,6 +55,10 @@ pub struct Reader {
     /// Readings since then, and whether anything has happened.
     since_collected: (u32, bool),
     collector: Collector,
+    /// What they are still to be brought in line with.
+    uncollected: Option<bpf::Reading>,
+    /// Why that did not work.
+    failed: Option<HistoryError>,
     names: Names,
     key: IdKey,
     /// What is said of every reading.
@@ -85,6 +89,8 @@ impl Reader {
             collected: None,
             since_collected: (0, false),
             collector,
+            uncollected: None,
+            failed: None,
             names,
             key,
             limits,
@@ -96,6 +102,9 @@ impl Reader {
     /// # Errors
     /// Where the kernel's lists or the tables cannot be read.
     pub fn read(&mut self, paths: &[PathBuf]) -> Result<Taken, HistoryError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         log::debug!("reading: begun");
         let handles: Vec<Option<OwnedFd>> = paths.iter().map(|path| handle(path)).collect();
         let mut snapshots = match self.snapshots.take() {
@@ -136,6 +145,17 @@ impl Reader {
         Ok(Taken { reading: input::Reading { begun, snapshot, ids }, files })
     }
 
+    /// Brings the tables in line with the last reading, where that is due: who waits for a reading need
+    /// not wait for that. What is wrong the next reading says.
+    pub fn tidy(&mut self) {
+        if let Some(reading) = self.uncollected.take() {
+            let collected = Contents::read(&self.tables).and_then(|contents| {
+                self.collect(&reading, &Present::of(&reading), contents.endings())
+            });
+            self.failed = collected.err();
+        }
+    }
+
     /// Makes ready for a reading that leaves something to be explained. What is wrong with it that
     /// reading says.
     pub fn prepare(&mut self) {
@@ -164,23 +184,22 @@ impl Reader {
             let endings = Contents::read_into(reading, &present, &self.tables, &mut self.names)?;
             return if is_due { self.collect(reading, &present, &endings) } else { Ok(()) };
         };
-        let fits = |known: &Option<BTreeSet<Key>>| match known {
-            Some(known) => few.is_subset(known),
-            None => true,
+        let waits = !reading.snapshot.waiters.is_empty();
+        let fits = |(contents, of): &(Contents, Option<BTreeSet<Key>>)| {
+            let has_locks = of.as_ref().is_none_or(|of| few.is_subset(of));
+            has_locks && (contents.has_waits() || !waits)
         };
-        let known = known.filter(|(_, of)| fits(of) && !(is_due && of.is_some()));
-        let (contents, of) = match known {
+        let (contents, of) = match known.filter(fits) {
             Some((mut known, of)) => {
                 known.read_endings(&self.tables)?;
                 (known, of)
             }
-            None => self.look_up((!is_due).then_some(few))?,
+            None => self.look_up(few, waits)?,
         };
-        if is_due {
-            self.collect(reading, &Present::of(reading), contents.endings())?;
-        }
         join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
         self.known = Some((contents, of));
+        // An orphan is told that much sooner.
+        self.uncollected = is_due.then(|| reading.of_locks());
         Ok(())
     }
 
@@ -202,17 +221,16 @@ impl Reader {
         are_few.then(|| join::keyed(reading).map(|(key, _)| key).collect())
     }
 
-    /// What the tables hold of these locks, or of all.
+    /// What the tables hold of these locks, and of waits where `waits`, or of all.
     fn look_up(
         &self,
-        few: Option<BTreeSet<Key>>,
+        few: BTreeSet<Key>,
+        waits: bool,
     ) -> Result<(Contents, Option<BTreeSet<Key>>), HistoryError> {
-        if let Some(few) = few
-            && let Some(contents) = Contents::of_locks(&self.tables, &few)?
-        {
-            return Ok((contents, Some(few)));
+        match Contents::of_locks(&self.tables, &few, waits)? {
+            Some(contents) => Ok((contents, Some(few))),
+            None => Ok((Contents::read(&self.tables)?, None)),
         }
-        Ok((Contents::read(&self.tables)?, None))
     }
 }
 

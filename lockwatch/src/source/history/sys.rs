@@ -165,6 +165,11 @@ pub(super) fn is_not_there(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
 }
 
+/// True where the table has no room for one more.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::E2BIG)
+}
+
 /// The value under `key`; `None` where there is none. `V` must be as long as the map's values.
 pub(super) fn get<K: Wire, V: Wire>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     fetch(BPF_MAP_LOOKUP_ELEM, map, key)

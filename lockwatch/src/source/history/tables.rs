@@ -21,6 +21,7 @@ use super::array::MappedArray;
 use super::sys::{self, Write};
 use crate::engine::identity::{BootTime, Pid};
 use crate::engine::input::FileId;
+use crate::source::bpf;
 
 /// Places of the members of `Globals`, in words.
 const BEGUN: usize = 1;
@@ -132,24 +133,37 @@ impl Tables {
         self.globals.store(LAST_SEQ, seq);
     }
 
-    /// Has attention paid to these files, and for good to no others.
+    /// Has attention paid to these files, and for good to no others. Answers how many of them did not
+    /// fit: a process that crashes with very many locks makes a file of each have it for a while.
     ///
     /// # Errors
     /// Where the table cannot be written.
-    pub fn attend(&self, files: &[FileId]) -> Result<(), HistoryError> {
-        let wanted: Vec<FileKey> = files.iter().map(file_key).collect();
+    pub fn attend(&self, files: &[FileId]) -> Result<usize, HistoryError> {
+        let mut wanted: BTreeSet<FileKey> = files.iter().map(file_key).collect();
+        let all = wanted.len();
         let map = fd(&self.attended);
         let failed = failed("write", ATTENDED_MAP);
         for (file, until) in sys::all::<FileKey, u64>(map).map_err(&failed)? {
-            if until == FOREVER && !wanted.contains(&file) {
+            if until == FOREVER && !wanted.remove(&file) {
                 sys::remove(map, &file).map_err(&failed)?;
             }
         }
-        for file in &wanted {
-            sys::put(map, file, &FOREVER, Write::Any).map_err(&failed)?;
+        let mut tidied = false;
+        while let Some(file) = wanted.first() {
+            match sys::put(map, file, &FOREVER, Write::Any) {
+                Ok(()) => {
+                    wanted.pop_first();
+                }
+                Err(error) if !sys::is_full(&error) => return Err(failed(error)),
+                Err(_) if tidied => break,
+                Err(_) => {
+                    self.forget_attention(bpf::now())?;
+                    tidied = true;
+                }
+            }
         }
-        self.globals.store(ATTENDED, wanted.len() as u64);
-        Ok(())
+        self.globals.store(ATTENDED, (all - wanted.len()) as u64);
+        Ok(wanted.len())
     }
 
     /// Forgets the files whose attention has ended.
@@ -251,6 +265,11 @@ impl Tables {
     /// Until when every record of the moment was taken; 0 where none was.
     pub(super) fn drained_at(&self) -> BootTime {
         BootTime(self.drained_at.load(Ordering::Relaxed))
+    }
+
+    /// False where no operation is written down: a program counts an owner before the first of its.
+    pub(super) fn may_have_operations(&self) -> bool {
+        self.globals.load(OWNERS) != 0
     }
 
     pub(super) fn owners(&self) -> Result<Vec<(OwnerKey, Owner)>, HistoryError> {

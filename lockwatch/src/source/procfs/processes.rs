@@ -41,6 +41,11 @@ impl Reader {
         Ok(Self { pid_ns, kernel: release.and_then(version) })
     }
 
+    /// True where all of it could be told.
+    pub(in crate::source) fn is_known(self) -> bool {
+        self.pid_ns.is_some() && self.kernel.is_some()
+    }
+
     /// True where every task and lock of the machine has a pid here.
     pub(in crate::source) fn sees_all(self) -> bool {
         self.pid_ns == Some(INITIAL_PID_NS)

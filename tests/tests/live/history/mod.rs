@@ -7,7 +7,8 @@ pub(crate) mod ranges;
 mod witness;
 
 use anyhow::{Context, Result, ensure};
-use lockwatch::engine::identity::{Access, LockKind, RecordedPid};
+use lockwatch::engine::identity::{Access, Dev, LockKind, RecordedPid};
+use lockwatch::engine::input::FileId;
 use lockwatch::source::bpf;
 use lockwatch::source::history::{Continuity, History, Sizes};
 use lockwatch_tests::harness::{Scene, Test, patience};
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_killed_watcher_leaves_a_history_that_goes_on).needs(NEEDS),
     once!(a_history_that_is_ended_leaves_nothing).needs(NEEDS),
     once!(a_full_table_costs_knowledge_and_no_truth).needs(NEEDS),
+    once!(attention_has_room_for_so_many_files_and_says_of_how_many_more).needs(NEEDS),
     once!(what_is_counted_adds_up).needs(NEEDS),
     once!(one_reading_after_the_other_shows_what_is_there_then).needs(NEEDS),
 ];
@@ -217,6 +219,20 @@ fn a_history_that_is_ended_leaves_nothing(scene: &mut Scene) -> Result<()> {
     same!("ended again", History::detach(witness.folder())?, false);
     ensure!(History::read_only(witness.folder())?.is_none(), "there is one still");
     same!("continuity", witness.again()?, Continuity::New);
+    Ok(())
+}
+
+fn attention_has_room_for_so_many_files_and_says_of_how_many_more(scene: &mut Scene) -> Result<()> {
+    let witness = Witness::with(scene, Sizes { attended: 64, ..Sizes::default() })?;
+    let file = |ino| FileId { dev: Dev::new(0, 1), ino };
+    let files = |of: std::ops::Range<u64>| of.map(file).collect::<Vec<_>>();
+    let tables = &witness.history.tables;
+    // Crashes of others on this machine take places, too, for a while.
+    for (wanted, without) in [(0..100, 36), (0..100, 36), (90..110, 0)] {
+        patience::until("room for as many as there are places", || {
+            Ok((tables.attend(&files(wanted.clone()))? == without).then_some(()))
+        })?;
+    }
     Ok(())
 }
 

@@ -66,6 +66,7 @@ impl Witness {
     pub(crate) fn look(&mut self) -> Result<Snapshot> {
         let reader = self.reader.as_mut().context("no reader")?;
         let snapshot = reader.read(&[]).context("a reading")?.reading.snapshot;
+        reader.tidy();
         ensure!(snapshot.history, "it says that there is no history");
         Ok(snapshot)
     }
@@ -125,7 +126,9 @@ impl Witness {
             let dev = Dev::new(u32::from_str_radix(major, 16)?, u32::from_str_radix(minor, 16)?);
             ids.push(FileId { dev, ino: file.ino });
         }
-        self.history.tables.attend(&ids).context("paying attention")
+        let without = self.history.tables.attend(&ids).context("paying attention")?;
+        same!("files without attention", without, 0);
+        Ok(())
     }
 
     /// The id of the one lock on a file, as every snapshot has it.
