@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The list. To change it copies it where another has it, too.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Shared<T>(Arc<Vec<T>>);
 
 impl<T> Shared<T> {

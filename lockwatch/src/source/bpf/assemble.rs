@@ -285,6 +285,9 @@ impl Assembler {
         self.snapshot.files = self.files.finish();
         self.snapshot.locks = self.locks.finish();
         self.snapshot.references = self.references.finish();
+        if let Some(&seeds) = self.targets.get(&self.seeds) {
+            forget_seeds(&mut self.snapshot, seeds);
+        }
         forget_what_is_not_there(&mut self.snapshot);
         if !self.unlinked.is_empty() {
             for reference in &self.snapshot.references {
@@ -301,6 +304,15 @@ impl Assembler {
         let loose = Loose { unlinked: self.unlinked, names: self.names, inodes: self.inodes };
         (self.snapshot, loose, self.targets)
     }
+}
+
+/// Takes out what led to lockwatch's own locks before its own descriptor was met: a child between
+/// fork and exec has that, too.
+fn forget_seeds(snapshot: &mut Snapshot, seeds: (Dev, u64)) {
+    let place = snapshot.files.iter().position(|file| (file.dev, file.ino) == seeds);
+    let Some(seeds) = place.map(|place| FileIx(place as u32)) else { return };
+    snapshot.locks.retain(|lock| lock.file != seeds);
+    snapshot.references.retain(|reference| reference.file != seeds);
 }
 
 /// Has no request wait behind a lock that was not met.
@@ -373,6 +385,8 @@ fn comm(raw: &[u8; 16]) -> Box<[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use lockwatch_common::snapshot::Header;
 
     use super::*;
@@ -500,17 +514,47 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_are_not_told() {
+    fn the_seeds_are_not_told_whoever_is_met_first_with_them() {
         let seeds = inode(3);
         let target = TargetRecord { header: HEADER, ino: seeds.ino, dev: seeds.dev, fd: SEEDS };
-        let (snapshot, _) = assembled([
-            Record::Target(target),
-            Record::Inode(seeds, b"/memfd:lockwatch"),
-            Record::Lock(LockRecord { inode: 3, ..flock(10, 5) }),
-            Record::Inode(inode(1), b"/a"),
-            Record::Lock(flock(11, 6)),
-        ]);
-        assert_eq!(snapshot.locks.len(), 1);
-        assert_eq!(snapshot.locks[0].entry, 11);
+        let lock = LockRecord { inode: 3, ..flock(10, 5) };
+        let [before, after] =
+            [[Record::Target(target), Record::Inode(seeds, b"/memfd:lockwatch")]; 2];
+        for [first, second] in [before, [after[1], after[0]]] {
+            let (snapshot, _) = assembled([
+                first,
+                second,
+                Record::Lock(lock),
+                Record::Inode(inode(1), b"/a"),
+                Record::Lock(flock(11, 6)),
+            ]);
+            assert_eq!(snapshot.locks.len(), 1);
+            assert_eq!(snapshot.locks[0].entry, 11);
+        }
+    }
+
+    #[test]
+    fn what_is_as_before_is_shared_and_says_the_same() {
+        let records = |size| {
+            [
+                Record::Inode(inode(1), b"/a"),
+                Record::Lock(flock(10, 5)),
+                Record::Inode(InodeRecord { size, ..inode(2) }, b"/b"),
+                Record::Lock(LockRecord { inode: 2, ..flock(11, 6) }),
+            ]
+        };
+        let after = |before: &Snapshot, size| {
+            let mut assembler = Assembler::new(SEEDS, &Before::of(before));
+            records(size).into_iter().for_each(|record| assembler.take(record));
+            assembler.finish().0
+        };
+        let (before, _) = assembled(records(12));
+        let same = after(&before, 12);
+        assert!(same.files.is(&before.files) && same.locks.is(&before.locks));
+        let grown = after(&before, 13);
+        assert_eq!(grown.files, assembled(records(13)).0.files);
+        assert!(!grown.files.is(&before.files) && grown.locks.is(&before.locks));
+        let (path, known) = (grown.files[1].path.as_ref(), before.files[1].path.as_ref());
+        assert!(path.zip(known).is_some_and(|(path, known)| Arc::ptr_eq(path, known)));
     }
 }
