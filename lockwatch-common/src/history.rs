@@ -142,6 +142,9 @@ pub struct Globals {
     pub reader: u64,
     /// Until when attempts may meet a lock whose taker is dying, ns of `CLOCK_BOOTTIME`.
     pub dying_until: u64,
+    /// Odd while what owners did is being replaced by what it came to: who goes through the tables
+    /// meanwhile may find neither. Greater by two after each time. Written by user space alone.
+    pub tidied: u64,
 }
 
 /// A process or thread, as it was when it did something.
@@ -566,7 +569,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Globals = 8 * 9,
+    Globals = 8 * 10,
     Party = 8 * 3 + 4 * 6 + 16,
     Key = 8 * 3 + 4 * 2,
     Entry = 8 * 5 + 4 * 6 + 64 + 8,

@@ -160,7 +160,7 @@ impl Collector {
             }
         }
         self.missing = missing;
-        self.owners(tables, reading, &owners)?;
+        tables.while_tidying(|| self.owners(tables, reading, &owners))?;
         keep_endings(tables, endings)?;
         self.waits(tables, reading, begun)
     }

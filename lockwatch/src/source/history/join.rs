@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use lockwatch_common::history::{
@@ -24,6 +26,10 @@ use crate::engine::identity::{
 use crate::engine::shared::Shared;
 use crate::engine::snapshot::{Death, File, Lock, Remembered, Snapshot, Taken};
 use crate::source::bpf;
+
+/// How often tables are read again that are being tidied, and how long it is waited before.
+const READ_AGAIN: usize = 16;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the tables hold, read at one time.
 #[derive(Debug, Default)]
@@ -49,11 +55,26 @@ struct Told {
 }
 
 impl Contents {
-    /// Reads the tables.
+    /// Reads the tables; where they are being tidied meanwhile, again.
     ///
     /// # Errors
     /// Where a table cannot be read.
     pub fn read(tables: &Tables) -> Result<Self, HistoryError> {
+        for _ in 0..READ_AGAIN {
+            let before = tables.tidied();
+            if before.is_multiple_of(2) {
+                let contents = Self::read_once(tables)?;
+                if tables.tidied() == before {
+                    return Ok(contents);
+                }
+            }
+            sleep(PAUSE);
+        }
+        // Who tidied them was killed. What is there then is all there is.
+        Self::read_once(tables)
+    }
+
+    fn read_once(tables: &Tables) -> Result<Self, HistoryError> {
         // Owners first: an owner that is added while the locks are read is missed together with
         // what it did, and what the locks say of it was true before.
         let owners = tables.owners()?;

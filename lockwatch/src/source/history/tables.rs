@@ -30,6 +30,7 @@ const ATTENDED: usize = 3;
 pub(super) const HANDOFF_WINDOW: usize = 5;
 const LAST_SEQ: usize = 6;
 const READER: usize = 7;
+const TIDIED: usize = 9;
 
 /// How often an entry is read again that is being written.
 const READ_AGAIN: usize = 100;
@@ -265,6 +266,21 @@ impl Tables {
     /// Until when every record of the moment was taken; 0 where none was.
     pub(super) fn drained_at(&self) -> BootTime {
         BootTime(self.drained_at.load(Ordering::Relaxed))
+    }
+
+    /// A number that is odd while [`Self::while_tidying`] is at work, and another one after it.
+    pub(super) fn tidied(&self) -> u64 {
+        self.globals.load(TIDIED)
+    }
+
+    /// Replaces what owners did; who reads the tables meanwhile can tell.
+    pub(super) fn while_tidying<T>(&self, replace: impl FnOnce() -> T) -> T {
+        // Odd already where who did it last was killed.
+        let odd = self.tidied() | 1;
+        self.globals.store(TIDIED, odd);
+        let done = replace();
+        self.globals.store(TIDIED, odd + 1);
+        done
     }
 
     /// False where no operation is written down: a program counts an owner before the first of its.
