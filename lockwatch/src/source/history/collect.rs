@@ -26,6 +26,10 @@ use crate::source::bpf::{self, Reading};
 /// Operations of one owner from which on they are replaced by what they came to.
 const MANY: usize = 256;
 
+/// Nanoseconds for which an owner that has nothing must have done nothing before it is forgotten. A
+/// program that has just found it writes down what it does next, which then nobody would own.
+const AT_REST: u64 = 1_000_000_000;
+
 /// What is remembered from one collection to the next.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
@@ -214,7 +218,7 @@ impl Collector {
                 sys::remove(fd(&tables.operations), of).map_err(failed("write", OPERATIONS_MAP))?;
             }
             let left = operations.iter().filter(|(of, _)| of.at > over);
-            if owner.last_at <= over {
+            if owner.last_at <= over && owner.last_at + AT_REST <= begun {
                 remove_owner(tables, key, owner)?;
             } else if left.clone().count() > MANY {
                 let base: Vec<_> =

@@ -149,11 +149,13 @@ impl Reader {
     /// not wait for that. What is wrong the next reading says.
     pub fn tidy(&mut self) {
         if let Some(reading) = self.uncollected.take() {
-            let collected = Contents::read(&self.tables).and_then(|contents| {
-                self.collect(&reading, &Present::of(&reading), contents.endings())
-            });
-            self.failed = collected.err();
+            self.failed = self.tidy_by(&reading).err();
         }
+    }
+
+    fn tidy_by(&mut self, reading: &bpf::Reading) -> Result<(), HistoryError> {
+        let contents = Contents::read(&self.tables)?;
+        self.collect(reading, &Present::of(reading), contents.endings())
     }
 
     /// Makes ready for a reading that leaves something to be explained. What is wrong with it that
@@ -198,8 +200,15 @@ impl Reader {
         };
         join::join(&contents, &mut reading.snapshot, reading.ended, &mut self.names);
         self.known = Some((contents, of));
-        // An orphan is told that much sooner.
-        self.uncollected = is_due.then(|| reading.of_locks());
+        if !is_due {
+            return Ok(());
+        }
+        // An orphan is told that much sooner. But a daemon that is killed before it comes to that must
+        // not leave the tables to fill.
+        match self.collected {
+            Some(_) => self.uncollected = Some(reading.of_locks()),
+            None => self.tidy_by(reading)?,
+        }
         Ok(())
     }
 
