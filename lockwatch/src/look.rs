@@ -100,13 +100,14 @@ fn only_kept(view: &View, suspects: &BTreeSet<LockId>) -> bool {
 /// The first look, with what is found now of the places of its suspects. As long as a description
 /// lives it is the same one, so what is there then and now was there all the time.
 fn still_there(
-    look: Look,
+    mut look: Look,
     hunt: &mut bpf::Hunt,
     suspects: &BTreeSet<LockId>,
 ) -> Result<Look, bpf::BpfError> {
-    let mut snapshot = look.view.snapshot;
-    bpf::again(&mut snapshot, hunt)?;
-    let mut view = view(snapshot);
+    if !bpf::again(&mut look.view.snapshot, hunt)? {
+        return Ok(look);
+    }
+    let mut view = view(look.view.snapshot);
     for place in 0..view.locks.len() {
         let lock = &view.locks[place];
         let gone = view.is_fleeting(lock) && view.places(lock).len() == 0;

@@ -154,13 +154,24 @@ impl Sightings {
             .find(|key| self.containers.contains_key(key))
     }
 
-    /// The places, the descriptors of wanted descriptions, and the processes that either names.
-    pub(super) fn finish(self) -> (Vec<Place>, Vec<Reference>, BTreeMap<Pid, Process>) {
+    /// The descriptors of wanted descriptions.
+    pub(super) fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    /// The places, in their order.
+    pub(super) fn places(&self) -> Vec<Place> {
         let mut places: Vec<Place> = self.mappings.iter().map(mapping).collect();
         places.extend(self.inside.iter().filter_map(|inside| self.place(inside)));
         places.sort();
         // A queue that changed underfoot was walked more than once.
         places.dedup();
+        places
+    }
+
+    /// The places, the descriptors of wanted descriptions, and the processes that either names.
+    pub(super) fn finish(self) -> (Vec<Place>, Vec<Reference>, BTreeMap<Pid, Process>) {
+        let places = self.places();
         let mut processes = self.processes;
         let named = |pid: &Pid| {
             places.iter().any(|place| place.owners.iter().any(|owner| owner.pid == *pid))

@@ -79,15 +79,39 @@ pub fn explain(
 }
 
 /// Looks for the same descriptions once more, and puts what is found now in the place of what
-/// was found then.
+/// was found then. False where that is the same, and nothing was changed.
 ///
 /// # Errors
 /// Where an iterator fails.
-pub fn again(snapshot: &mut Snapshot, hunt: &mut Hunt) -> Result<(), BpfError> {
+pub fn again(snapshot: &mut Snapshot, hunt: &mut Hunt) -> Result<bool, BpfError> {
     let sightings = hunt.search()?;
+    if is_the_same(snapshot, &sightings) {
+        return Ok(false);
+    }
     add(snapshot, sightings);
     kernel(snapshot, hunt.wanted());
-    Ok(())
+    Ok(true)
+}
+
+/// True where what was searched and what was found is what the snapshot has already, but for what
+/// the kernel keeps.
+fn is_the_same(snapshot: &Snapshot, sightings: &Sightings) -> bool {
+    let then = snapshot.places.iter().filter(|place| place.via() != Via::Kernel);
+    let gaps = snapshot.search.gaps.iter().filter(|(via, _)| *via != Via::Kernel);
+    snapshot.search.searched == sightings.search.searched
+        && gaps.eq(&sightings.search.gaps)
+        && then.eq(&sightings.places())
+        && has_all(&snapshot.references, sightings.references())
+}
+
+/// True where each of `found` is among `known`.
+fn has_all(known: &[Reference], found: &[Reference]) -> bool {
+    let who = |of: &Reference| (of.description, of.pid, of.tid, of.fd);
+    let wanted: BTreeSet<_> = found.iter().map(who).collect();
+    wanted.is_empty() || {
+        let known: BTreeSet<_> = known.iter().map(who).filter(|of| wanted.contains(of)).collect();
+        known.len() == wanted.len()
+    }
 }
 
 fn add(snapshot: &mut Snapshot, mut sightings: Sightings) {

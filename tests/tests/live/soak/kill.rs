@@ -1,6 +1,8 @@
 //! The daemon killed and started anew, again and again, while locks come and go.
 
 use anyhow::{Context, Result, ensure};
+use lockwatch::source::history::History;
+use lockwatch_tests::harness::daemon::House;
 use lockwatch_tests::harness::{Scene, Test, note};
 use lockwatch_tests::{once, same};
 use serde_json::Value;
@@ -47,19 +49,20 @@ fn a_daemon_that_is_killed_loses_nobody_and_invents_nothing(scene: &mut Scene) -
         Ok((told >= expected).then_some(()))
     })?;
 
-    let mixed = Workers::start_by(scene, "worker", "mixed", 2, ENDLESS, 1)?;
+    let mixed = Workers::start_by(scene, "worker", "mixed", 1, ENDLESS, 1)?;
     let ordinary = Workers::start_by(scene, "worker", "ordinary", 2, ENDLESS, 11)?;
     let all = rounds(USUAL)?;
     let mut compared = 0;
     for round in 0..all {
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 37 % 300)));
+        // What is done between two daemons has to fit the tables.
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 37 % 100)));
         daemon.kill()?;
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 17 % 100)));
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 17 % 50)));
         daemon = house.start(scene, &[])?;
         mixed.stop()?;
         ordinary.stop()?;
-        let found =
-            compare(scene, &house, &own, Times::OfAll).with_context(|| format!("round {round}"));
+        let found = compare(scene, &house, &own, Times::OfAll)
+            .with_context(|| format!("round {round}, by which was lost: {}", losses(&house)));
         mixed.go_on();
         ordinary.go_on();
         compared += found?;
@@ -100,6 +103,18 @@ fn a_daemon_that_is_killed_loses_nobody_and_invents_nothing(scene: &mut Scene) -
          {} events, {gaps} announced breaks in their numbers",
         events.len()
     ))
+}
+
+/// What the tables had no room for.
+fn losses(house: &House) -> String {
+    match History::read_only(&house.path("bpf/lockwatch")) {
+        Ok(Some(tables)) => tables.totals().map_or_else(
+            |error| error.to_string(),
+            |totals| format!("{} records, {} elements", totals.lost_records, totals.lost_elements),
+        ),
+        Ok(None) => "no history".to_owned(),
+        Err(error) => error.to_string(),
+    }
 }
 
 fn every_event(log: &std::path::Path) -> Result<Vec<Value>> {
