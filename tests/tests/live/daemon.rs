@@ -6,7 +6,7 @@ use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 use serde_json::Value;
 
-use crate::stories::{self, HELD, LEAKED, SHELL_IDIOM};
+use crate::stories::{self, CRASHED, HELD, LEAKED, SHELL_IDIOM};
 
 /// What every test of the daemon needs.
 pub(crate) const NEEDS: &[&str] = &["root", "iter/task_file", "tp_btf", "mounts"];
@@ -69,12 +69,7 @@ fn a_while() {
 
 fn an_orphan_is_told_once_with_its_whole_story(scene: &mut Scene) -> Result<()> {
     let (_house, mut daemon) = begin(scene, QUICK)?;
-    scene.play(HELD)?;
-    scene.play(
-        "owner: fork heir
-         heir: exec
-         owner: die KILL",
-    )?;
+    scene.play(CRASHED)?;
     let event = daemon.expect("orphaned", on(scene, "lock")?)?;
     same!("reason", event["reason"], "inherited");
     same!("confidence", event["confidence"], "certain");
@@ -138,12 +133,7 @@ fn an_orphan_among_thousands_of_locks_that_come_and_go_is_told_as_one_alone(
          ranges: open b ranges
          ranges: mass posix 2000 b",
     )?;
-    scene.play(HELD)?;
-    scene.play(
-        "owner: fork heir
-         heir: exec
-         owner: die KILL",
-    )?;
+    scene.play(CRASHED)?;
     let event = daemon.expect("orphaned", on(scene, "lock")?)?;
     same!("confidence", event["confidence"], "certain");
     same!("its signal", event["lock"]["acquirer"]["exit"]["signal"], 9);

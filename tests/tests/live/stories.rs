@@ -19,6 +19,15 @@ pub(crate) const LEAKED: &str = "
     heir: exec
     owner: exit 0";
 
+/// As [`LEAKED`], but `owner` was killed.
+pub(crate) const CRASHED: &str = "
+    start owner
+    owner: open a lock
+    owner: flock a ex
+    owner: fork heir
+    heir: exec
+    owner: die KILL";
+
 /// `shell` opened `lock`, its child `locker` took the flock and ended: `exec 9>lock; flock 9`.
 pub(crate) const SHELL_IDIOM: &str = "
     start shell

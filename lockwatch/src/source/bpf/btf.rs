@@ -136,11 +136,12 @@ impl<'a> Btf<'a> {
     ///
     /// A program is attached by that number. A loader that is given this small table does not
     /// spend 20 ms on reading the kernel's whole one.
-    pub fn only_functions(&self, names: &[&str]) -> Vec<u8> {
+    pub fn only_functions(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<u8> {
         let mut strings = vec![0];
         // Number here, and where in the strings its name is.
         let mut named: Vec<(u32, u32)> = Vec::new();
         for name in names {
+            let name = name.as_ref();
             let Some(number) = self.function(name) else { continue };
             named.push((number, strings.len() as u32));
             strings.extend(name.as_bytes());
@@ -337,12 +338,12 @@ mod tests {
     fn a_table_of_some_functions_has_them_under_their_numbers_and_nothing_else() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).expect("the sample is valid");
-        let small = btf.only_functions(&["absent", "tick"]);
+        let small = btf.only_functions(["absent", "tick"]);
         let small = Btf::parse(&small).expect("what is made is valid");
         assert_eq!(small.function("tick"), Some(6));
         assert_eq!(small.functions, [6]);
         assert!(!small.has_structure("outer"));
-        assert_eq!(btf.only_functions(&["absent"]).len(), 24 + 1);
+        assert_eq!(btf.only_functions(["absent"]).len(), 24 + 1);
     }
 
     #[test]

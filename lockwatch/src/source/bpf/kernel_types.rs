@@ -74,7 +74,9 @@ mod tests {
     #[test]
     fn what_is_mapped_is_what_is_read() {
         // Not every machine that builds this shows its types.
-        let Ok(read) = std::fs::read(BTF_PATH) else { return };
-        assert!(*KernelTypes::open().unwrap() == *read);
+        match (std::fs::read(BTF_PATH), KernelTypes::open()) {
+            (Ok(read), Ok(opened)) => assert!(*opened == *read),
+            (read, opened) => assert_eq!(read.err().unwrap().kind(), opened.err().unwrap().kind()),
+        }
     }
 }

@@ -427,13 +427,21 @@ impl Types {
     fn read() -> Result<Self, BpfError> {
         let bytes = KernelTypes::open().map_err(BpfError::NoBtf)?;
         let kernel = btf::Btf::parse(&bytes).map_err(BpfError::Btf)?;
-        let targets = kernel.only_functions(&[&format!("bpf_iter_{PROGRAM}")]);
         Ok(Self {
             offsets: layout::offsets(&kernel, kernel.allows_d_path())?.words(),
-            targets: Btf::parse(&targets, Endianness::default())
-                .map_err(failed("type information"))?,
+            targets: targets(&kernel, [PROGRAM])?,
         })
     }
+}
+
+/// The functions that programs on these iterators are attached to, and nothing else.
+fn targets<'a>(
+    kernel: &btf::Btf<'_>,
+    iterators: impl IntoIterator<Item = &'a str>,
+) -> Result<Btf, BpfError> {
+    let functions = iterators.into_iter().map(|iterator| format!("bpf_iter_{iterator}"));
+    let table = kernel.only_functions(functions);
+    Btf::parse(&table, Endianness::default()).map_err(failed("type information"))
 }
 
 /// Buckets for every inode that can be open, going by the kernel's count of open files: half full

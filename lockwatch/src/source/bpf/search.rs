@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::{Iter, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use aya::{Btf, Ebpf, EbpfLoader};
 use lockwatch_common::offsets::{self, Offsets};
 use lockwatch_common::search::{
     CONTAINERS, CONTAINERS_MAP, RECORDS_MAP, WALK_MAP, WANTED_MAP, Walk,
@@ -21,7 +21,7 @@ use lockwatch_common::search_offsets::{self, SearchOffsets};
 use super::search_layout::search_layout;
 use super::search_record::parse;
 use super::sightings::Sightings;
-use super::{BpfError, IDLE_READS, KernelTypes, btf, failed, layout, loader};
+use super::{BpfError, IDLE_READS, KernelTypes, btf, failed, layout, loader, targets};
 use crate::engine::identity::Owner;
 use crate::engine::snapshot::{FileIx, Search, Via};
 
@@ -44,15 +44,6 @@ const ROOM: usize = 1 << 12;
 struct Program {
     name: &'static str,
     iterator: &'static str,
-}
-
-/// The functions that programs are attached to, and nothing else.
-fn targets(kernel: &btf::Btf<'_>, programs: &[Program]) -> Result<Btf, BpfError> {
-    let functions: Vec<String> =
-        programs.iter().map(|program| format!("bpf_iter_{}", program.iterator)).collect();
-    let functions: Vec<&str> = functions.iter().map(String::as_str).collect();
-    let table = kernel.only_functions(&functions);
-    Btf::parse(&table, Endianness::default()).map_err(failed("type information"))
 }
 
 /// A search that can be made more than once: the loaded object, and what it looks for.
@@ -84,7 +75,7 @@ impl Hunt {
         if layout.offsets.has_mappings == 1 {
             programs.push(MAPPINGS);
         }
-        let targets = targets(&kernel, &programs)?;
+        let targets = targets(&kernel, programs.iter().map(|program| program.iterator))?;
 
         let mut searcher = Searcher::load(loader(), &offsets, &search_offsets, &wanted)?;
         let mut gaps = layout.gaps;

@@ -133,7 +133,8 @@ fn mark(tables: &Tables, reading: &Reading, compared: &Compared) -> Result<(), H
 }
 
 impl Collector {
-    /// Brings the tables in line with a reading, whose locks are `present`. `endings` are of those whose locks the tables have.
+    /// Brings the tables in line with a reading, whose locks are `present`. `endings` are of those
+    /// whose locks the tables have.
     ///
     /// # Errors
     /// Where a table cannot be read or written.

@@ -154,8 +154,19 @@ impl Reader {
     }
 
     fn tidy_by(&mut self, reading: &bpf::Reading) -> Result<(), HistoryError> {
-        let contents = Contents::read(&self.tables)?;
-        self.collect(reading, &Present::of(reading), contents.endings())
+        let known = self.known.take();
+        let read;
+        let endings = match &known {
+            // Read for this very reading, or as it was then: of all locks.
+            Some((contents, None)) => contents.endings(),
+            _ => {
+                read = Contents::read(&self.tables)?;
+                read.endings()
+            }
+        };
+        self.collect(reading, &Present::of(reading), endings)?;
+        self.known = known;
+        Ok(())
     }
 
     /// Makes ready for a reading that leaves something to be explained. What is wrong with it that

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use lockwatch_common::history::{
@@ -270,15 +270,22 @@ impl Tables {
 
     /// A number that is odd while [`Self::while_tidying`] is at work, and another one after it.
     pub(super) fn tidied(&self) -> u64 {
-        self.globals.load(TIDIED)
+        // Neither later than what is read after it nor earlier than what was read before.
+        fence(Ordering::SeqCst);
+        let number = self.globals.load(TIDIED);
+        fence(Ordering::SeqCst);
+        number
     }
 
     /// Replaces what owners did; who reads the tables meanwhile can tell.
     pub(super) fn while_tidying<T>(&self, replace: impl FnOnce() -> T) -> T {
         // Odd already where who did it last was killed.
-        let odd = self.tidied() | 1;
+        let odd = self.globals.load(TIDIED) | 1;
         self.globals.store(TIDIED, odd);
+        // What is replaced is seen by nobody who has not seen that number, nor later than the next.
+        fence(Ordering::SeqCst);
         let done = replace();
+        fence(Ordering::SeqCst);
         self.globals.store(TIDIED, odd + 1);
         done
     }

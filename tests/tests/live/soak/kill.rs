@@ -49,15 +49,14 @@ fn a_daemon_that_is_killed_loses_nobody_and_invents_nothing(scene: &mut Scene) -
         Ok((told >= expected).then_some(()))
     })?;
 
-    let mixed = Workers::start_by(scene, "worker", "mixed", 1, ENDLESS, 1)?;
+    let mixed = Workers::start_by(scene, "worker", "mixed", 2, ENDLESS, 1)?;
     let ordinary = Workers::start_by(scene, "worker", "ordinary", 2, ENDLESS, 11)?;
     let all = rounds(USUAL)?;
     let mut compared = 0;
     for round in 0..all {
-        // What is done between two daemons has to fit the tables.
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 37 % 100)));
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 37 % 300)));
         daemon.kill()?;
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 17 % 50)));
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round * 17 % 100)));
         daemon = house.start(scene, &[])?;
         mixed.stop()?;
         ordinary.stop()?;
