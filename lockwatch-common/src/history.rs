@@ -3,10 +3,11 @@
 //! The programs keep, for every lock, who took it and when; user space reads the tables when it
 //! wants to know, and is woken only by a [`MomentRecord`], [`DiedRecord`] or [`ReusedRecord`].
 
+use crate::standing::{STANDING, Standing};
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
-pub const LAYOUT: u64 = 7;
+pub const LAYOUT: u64 = 8;
 
 /// Name of the map of [`Globals`].
 pub const GLOBALS_MAP: &str = "GLOBALS";
@@ -258,6 +259,13 @@ pub struct Owner {
     pub tgid: i32,
     /// [`TO_BE_TOLD`] or [`TOLD`] where it gave up everything last without having asked for it, else 0.
     pub told: u32,
+    /// 1 where nothing that it did matters but what stands, else 0.
+    pub complete: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Of its operations that were written down, those that matter and are known one by one. Of no use
+    /// to user space.
+    pub standing: [Standing; STANDING],
 }
 
 /// Which operation.
@@ -574,7 +582,7 @@ wire! {
     Key = 8 * 3 + 4 * 2,
     Entry = 8 * 5 + 4 * 6 + 64 + 8,
     OwnerKey = 8 * 2,
-    Owner = 8 * 6 + 4 * 2,
+    Owner = 8 * 6 + 4 * 4 + 32 * STANDING,
     OperationKey = 8 * 4,
     Wait = 32 + 8 * 3 + 4 * 4 + 8 * 2,
     ProcessKey = 8 + 4 * 2,
@@ -647,6 +655,23 @@ impl Party {
     pub const fn process(&self) -> ProcessKey {
         ProcessKey { start: self.start, tgid: self.tgid, reserved: 0 }
     }
+}
+
+impl Owner {
+    /// One that is about to be written: nothing of it is to be relied on.
+    pub const UNWRITTEN: Self = Self {
+        since: 0,
+        cleared_at: 0,
+        cleared_before: 0,
+        lost_at: u64::MAX,
+        last_at: 0,
+        start: 0,
+        tgid: 0,
+        told: 0,
+        complete: 0,
+        reserved: 0,
+        standing: [Standing::FREE; STANDING],
+    };
 }
 
 impl Ending {

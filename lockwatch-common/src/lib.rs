@@ -11,4 +11,5 @@ pub mod ranges;
 pub mod search;
 pub mod search_offsets;
 pub mod snapshot;
+pub mod standing;
 pub mod wire;

@@ -9,7 +9,7 @@ use lockwatch_common::snapshot::PF_EXITING;
 use crate::attempt::Attempt;
 use crate::moment::{Moment, Room};
 use crate::tables::{DEAD, OWNERS, globals};
-use crate::{attention, counters, moment, party, words};
+use crate::{attention, counters, moment, owners, party, words};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x20_0000;
@@ -38,19 +38,26 @@ pub(crate) fn tell(attempt: &Attempt) {
         let ending = DEAD.get(process);
         if ending.is_none() && !by_worker {
             (*owner).told = 0;
+            owners::forget(attempt, owner, owners::OF_ALL);
             return;
         }
         let now = (*owner).cleared_at;
         if !matches!(ending, Some(ending) if ending.status == 0) {
             attention::after_crash(attempt, now);
         }
-        (*owner).told = TOLD;
         let Some(draft) = counters::draft(attempt.seat) else { return };
         words::clear(draft);
         let FileKey { ino, dev, .. } = attempt.file();
         ((*draft).ino, (*draft).dev, (*draft).flags) = (ino, dev, attempt.flags);
         ((*draft).by.start, (*draft).by.tgid) = (process.start, process.tgid);
         let (kind, entry, room) = (KIND_CLEARED, &*draft, Room::Reserved);
-        moment::tell(attempt, &Moment { kind, at: now, key: &attempt.key, entry, ending, room });
+        if moment::told(attempt, &Moment { kind, at: now, key: &attempt.key, entry, ending, room })
+        {
+            owners::leave(owner);
+            (*owner).told = TOLD;
+        } else {
+            owners::forget(attempt, owner, owners::OF_ALL);
+            (*owner).told = 0;
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::kernel::{load, offset, read_into, read_u32, read_u64};
 /// Entries that are looked at. A global, so that the compiler writes a loop and not 24 steps; the
 /// verifier knows its value.
 #[unsafe(no_mangle)]
-static LOOKED_AT: u32 = 24;
+pub(crate) static LOOKED_AT: u32 = 24;
 
 /// An entry of the kernel's list.
 pub(crate) struct Met {
@@ -81,7 +81,7 @@ pub(crate) fn behind(attempt: &Attempt) -> (u64, i64) {
 
 /// Address of the head of the list.
 #[inline(always)]
-fn head(attempt: &Attempt) -> Option<u64> {
+pub(crate) fn head(attempt: &Attempt) -> Option<u64> {
     // By a helper: with a number the verifier allows sums.
     let locks = read_u64(attempt.inode as u64 + offset!(inode_flctx) as u64);
     if locks == 0 {
@@ -95,8 +95,9 @@ fn head(attempt: &Attempt) -> Option<u64> {
     Some(locks + list as u64)
 }
 
+/// Reads the entry at an address.
 #[inline(always)]
-fn read(entry: u64, class: u32) -> Met {
+pub(crate) fn read(entry: u64, class: u32) -> Met {
     let mut access = 0u8;
     // SAFETY: one byte.
     unsafe { read_into(&raw mut access, 1, entry + offset!(lock_type) as u64) };

@@ -6,6 +6,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod adopt;
 mod again;
 mod attempt;
 mod attention;
@@ -21,6 +22,7 @@ mod lease;
 mod moment;
 #[path = "../object.rs"]
 mod object;
+mod owners;
 mod party;
 mod posix;
 mod tables;

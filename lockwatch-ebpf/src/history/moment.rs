@@ -70,15 +70,22 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 const BPF_RB_RING_SIZE: u64 = 1;
 
 /// Tells what the current task did to a lock.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
+    // What has no room is counted.
+    let _ = told(attempt, moment);
+}
+
+/// Tells what the current task did to a lock; false where there is no room.
+#[inline(never)]
+pub(crate) fn told(attempt: &Attempt, moment: &Moment<'_>) -> bool {
     if !moment.room.is_there() {
         counters::lost_record(attempt.seat);
-        return;
+        return false;
     }
     let Some(mut room) = MOMENTS.reserve::<MomentRecord>(0) else {
         counters::lost_record(attempt.seat);
-        return;
+        return false;
     };
     let to = room.as_mut_ptr();
     let (mtime_sec, mtime_nsec) = attempt.modified();
@@ -102,4 +109,5 @@ pub(crate) fn tell(attempt: &Attempt, moment: &Moment<'_>) {
         party::current(&raw mut (*to).by);
     }
     room.submit(0);
+    true
 }

@@ -11,6 +11,7 @@ use lockwatch_common::history::{
     CLASS_POSIX, Ending, Entry, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
     OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, SURVIVED_MAP, WAITERS_MAP, Wait,
 };
+use lockwatch_common::standing::STANDING;
 use lockwatch_common::wire::Wire;
 
 use super::join::{self, access, bytes, class};
@@ -25,6 +26,8 @@ use crate::source::bpf::{self, Reading};
 
 /// Operations of one owner from which on they are replaced by what they came to.
 const MANY: usize = 256;
+/// More than the programs know one by one: what they do not know they leave alone.
+const _: () = assert!(MANY > STANDING);
 
 /// Nanoseconds for which an owner that has nothing must have done nothing before it is forgotten. A
 /// program that has just found it writes down what it does next, which then nobody would own.
@@ -237,16 +240,7 @@ impl Collector {
                 .is_none()
             {
                 let now = bpf::now().0;
-                let owner = Owner {
-                    since: now,
-                    cleared_at: 0,
-                    cleared_before: 0,
-                    lost_at: now,
-                    last_at: now,
-                    start: 0,
-                    tgid: 0,
-                    told: 0,
-                };
+                let owner = Owner { since: now, lost_at: now, last_at: now, ..Owner::UNWRITTEN };
                 add_owner(tables, &key, &owner)?;
             }
         }

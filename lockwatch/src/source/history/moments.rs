@@ -53,6 +53,10 @@ pub struct Moments {
 /// Takings that are remembered.
 const REMEMBERED: usize = 64;
 
+/// Nanoseconds by which a record may be older than one that stands before it: a program looks at the
+/// clock first and asks for its place in the ring then.
+const OUT_OF_ORDER: u64 = 1_000_000_000;
+
 /// What turns a record into an input.
 pub struct Told<'a> {
     /// The secret of lock ids.
@@ -87,6 +91,10 @@ impl Moments {
                 self.tables.set_drained(begun);
                 return Ok(true);
             };
+            // Of a ring that is filled faster than it is emptied there is no end.
+            if let Some(header) = wire::read::<Header>(&record) {
+                self.tables.set_drained(BootTime(header.at.saturating_sub(OUT_OF_ORDER)));
+            }
             match parse(&record, told)? {
                 Parsed::Input(input) => {
                     if let Input::Acquired(acquired) = &input {

@@ -258,9 +258,9 @@ impl Tables {
         Ok(())
     }
 
-    /// Remembers until when every record of the moment was taken.
+    /// Remembers until when every record of the moment was taken; an earlier time changes nothing.
     pub(super) fn set_drained(&self, at: BootTime) {
-        self.drained_at.store(at.0, Ordering::Relaxed);
+        self.drained_at.fetch_max(at.0, Ordering::Relaxed);
     }
 
     /// Until when every record of the moment was taken; 0 where none was.

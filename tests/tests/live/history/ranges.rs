@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lockwatch::engine::identity::BootTime;
+use lockwatch::source::history::Sizes;
 use lockwatch_tests::harness::{Scene, Test, patience};
 use lockwatch_tests::{once, same};
 
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     once!(a_close_that_ends_many_ranges_ends_them_all).needs(NEEDS),
     once!(after_a_close_the_same_owner_is_known_anew).needs(NEEDS),
     once!(many_ranges_stay_known_however_often_they_change).needs(NEEDS),
+    once!(who_never_gives_up_all_needs_no_more_room_with_time).needs(NEEDS),
 ];
 
 /// `start-end access taken-by`, of each lock on a file; and when each was taken.
@@ -170,6 +172,28 @@ fn many_ranges_stay_known_however_often_they_change(scene: &mut Scene) -> Result
             ensure!(times.last().is_some_and(|&time| time < first), "the old range is young");
             ensure!(times[0] > first, "a young range is old");
         }
+    }
+    Ok(())
+}
+
+fn who_never_gives_up_all_needs_no_more_room_with_time(scene: &mut Scene) -> Result<()> {
+    let mut witness = Witness::with(scene, Sizes { operations: 64, ..Sizes::default() })?;
+    scene.play("start owner")?;
+    for kind in ["posix", "ofd"] {
+        // As a connection to a database does in WAL mode: one byte for good, others for a transaction.
+        scene.play(&format!(
+            "owner: open {kind} {kind}\nowner: {kind} {kind} rd 128 128\nowner: {kind} {kind} rd 123 123"
+        ))?;
+        let first = witness.now();
+        let transaction = ["wr 120 120", "un 120 120", "un 123 123", "rd 123 123"]
+            .map(|step| format!("owner: {kind} {kind} {step}\n"))
+            .concat();
+        scene.play(&transaction.repeat(100))?;
+        same!("lost", witness.history.tables.totals()?.lost_elements, 0);
+        let (ranges, times) = seen(&mut witness, scene, kind)?;
+        same!("ranges", ranges, ["123-123 READ", "128-128 READ"]);
+        ensure!(times[1] < first, "{kind}: what was taken for good is young");
+        ensure!(times[0] > first, "{kind}: what was taken last is old");
     }
     Ok(())
 }
