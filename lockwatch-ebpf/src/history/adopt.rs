@@ -1,19 +1,23 @@
 //! The ranges that an owner has when the first of its operations is written down: they become operations,
 //! so that later ones that undo them can take them away.
 //!
-//! The kernel's own list says which these are. Refuses to take a part of them: where the list is longer
-//! than the bound, or says anything else than the table, all stay where they are.
+//! The kernel's own list says which these are, where the entries of one owner stand together. Refuses to
+//! believe that it has all of them where the list says anything else than the table.
 
-use lockwatch_common::history::{F_UNLCK, F_WRLCK, Key, OperationKey, Owner, RESTORED, Slot};
+use lockwatch_common::history::{F_UNLCK, F_WRLCK, OperationKey, Owner, RESTORED, Slot};
 use lockwatch_common::standing::STANDING;
 
 use crate::attempt::Attempt;
-use crate::conflict::{self, LOOKED_AT, Met};
-use crate::kernel::{load, offset, read_u64};
+use crate::kernel::{offset, read_u64};
 use crate::owners::{self, BPF_NOEXIST};
 use crate::tables::{LOCKS, OPERATIONS, add, count_of};
 use crate::taking::{in_force, now};
-use crate::{counters, party};
+use crate::{conflict, counters, party};
+
+/// What is counted of the end of an owner's entries: more than there can be of them.
+const END: u64 = 1 << 32;
+/// What is counted of an entry that cannot be taken over: more than all the rest comes to.
+const OTHER: u64 = 1 << 48;
 
 /// Does so with all that the attempt's owner had before the attempt.
 ///
@@ -29,109 +33,75 @@ pub(crate) unsafe fn all(attempt: &Attempt, slot: *mut Slot, owner: *mut Owner) 
         }
         let Some(numbers) = counters::numbers(attempt.seat) else { return };
         let known = numbers.cast::<u64>();
-        let other = known.add(1);
         known.write_volatile(0);
-        other.write_volatile(1);
-        compare(attempt, known, other);
-        if other.read_volatile() != 0 || known.read_volatile() != counted as u64 {
-            return;
-        }
-        (*owner).complete = 1;
-        if counted > 0 {
-            convert(attempt, slot, owner);
+        walk(attempt, slot, owner, known);
+        if known.read_volatile() == counted as u64 + END {
+            (*owner).complete = 1;
         }
     }
 }
 
-/// Counts the entries of the kernel's list that are the owner's and not the attempt's own; `other` is 0
-/// afterwards where the table has each of them as it is.
+/// Adds 1 to `known` for each entry that was taken over, and [`END`] where the owner has no more.
 #[inline(never)]
-unsafe fn compare(attempt: &Attempt, known: *mut u64, other: *mut u64) {
-    let Some(head) = conflict::head(attempt) else { return };
-    let (tgid, _) = party::ids();
-    let mut at = read_u64(head);
-    // SAFETY: the caller gives places of a map's value. Volatile, so that it is done.
+unsafe fn walk(attempt: &Attempt, slot: *mut Slot, owner: *mut Owner, known: *mut u64) {
+    let (head, mut at) = conflict::first_of_owner(attempt);
+    // SAFETY: the caller gives places of maps' values.
     unsafe {
-        for _ in 0..load(&LOOKED_AT) {
-            if at == head {
-                other.write_volatile(0);
-                return;
-            }
+        for _ in 0..owners::places() {
             if at == 0 {
                 return;
             }
-            let entry = conflict::read(at - offset!(lock_list) as u64, attempt.key.class);
-            if entry.owner == attempt.key.owner && !is_own(attempt, &entry) {
-                match in_force(LOCKS.get_ptr_mut(entry.key(attempt))) {
-                    Some(lock)
-                        if (*lock).end == entry.end
-                            && (*lock).access == entry.access
-                            && (*lock).by.tgid == tgid => {}
-                    _ => return,
-                }
-                known.write_volatile(known.read_volatile() + 1);
+            if at == head || conflict::owner(at) != attempt.key.owner {
+                add(known.cast(), END as i64);
+                return;
             }
+            one(attempt, at - offset!(lock_list) as u64, slot, owner, known);
             at = read_u64(at);
         }
     }
 }
 
-/// True of what the attempt made.
-#[inline(always)]
-fn is_own(attempt: &Attempt, entry: &Met) -> bool {
-    attempt.access != F_UNLCK
+/// One entry of the list, whose lock becomes an operation.
+#[inline(never)]
+unsafe fn one(attempt: &Attempt, entry: u64, slot: *mut Slot, owner: *mut Owner, known: *mut u64) {
+    let entry = conflict::read(entry, attempt.key.class);
+    // What the attempt itself made.
+    if attempt.access != F_UNLCK
         && entry.start == attempt.key.start
         && entry.end == attempt.end
         && entry.access == attempt.access
-}
-
-#[inline(never)]
-unsafe fn convert(attempt: &Attempt, slot: *mut Slot, owner: *mut Owner) {
-    let Some(head) = conflict::head(attempt) else { return };
-    let mut at = read_u64(head);
-    // SAFETY: the maps' values.
-    unsafe {
-        for _ in 0..load(&LOOKED_AT) {
-            if at == head || at == 0 {
-                return;
-            }
-            let entry = conflict::read(at - offset!(lock_list) as u64, attempt.key.class);
-            if entry.owner == attempt.key.owner
-                && !is_own(attempt, &entry)
-                && !one(&entry.key(attempt), slot, owner)
-            {
-                counters::lost_operation(attempt.seat);
-                return;
-            }
-            at = read_u64(at);
-        }
+    {
+        return;
     }
-}
-
-/// One lock of the table becomes an operation; false where there is no room for it.
-#[inline(never)]
-unsafe fn one(key: &Key, slot: *mut Slot, owner: *mut Owner) -> bool {
+    let key = entry.key(attempt);
     // SAFETY: the caller gives the maps' values.
     unsafe {
-        let Some(lock) = in_force(LOCKS.get_ptr_mut(key)) else { return true };
-        let (at, start, end, access) = ((*lock).written_at, key.start, (*lock).end, (*lock).access);
-        let tgid = (*lock).by.tgid;
-        (*lock).merged = RESTORED;
-        let operation = OperationKey { inode: key.inode, owner: key.owner, at, start };
-        if OPERATIONS.insert(operation, &*lock, BPF_NOEXIST).is_err() {
-            ((*owner).lost_at, (*owner).complete) = (now(), 0);
-            return false;
+        let Some(lock) = in_force(LOCKS.get_ptr_mut(key)) else {
+            add(known.cast(), OTHER as i64);
+            return;
+        };
+        let (at, tgid) = ((*lock).written_at, (*lock).by.tgid);
+        let operation = OperationKey { inode: key.inode, owner: key.owner, at, start: key.start };
+        // Another's is counted among what that one has.
+        let fits =
+            (*lock).end == entry.end && (*lock).access == entry.access && tgid == party::ids().0;
+        if fits {
+            (*lock).merged = RESTORED;
         }
-        owners::remember(owner, at, start, end, access);
+        if !fits || OPERATIONS.insert(operation, &*lock, BPF_NOEXIST).is_err() {
+            add(known.cast(), OTHER as i64);
+            return;
+        }
+        owners::remember(owner, at, key.start, entry.end, entry.access);
         let _ = LOCKS.remove(key);
-        let of = match access {
+        let of = match entry.access {
             F_WRLCK => &raw mut (*slot).writes,
             _ => &raw mut (*slot).reads,
         };
         add(of, -1);
-        add(&raw mut (*slot).starts, start.wrapping_neg());
+        add(&raw mut (*slot).starts, key.start.wrapping_neg());
         (*slot).removed_at = now();
         count_of(tgid, -1);
-        true
+        add(known.cast(), 1);
     }
 }

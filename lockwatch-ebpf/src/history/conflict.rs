@@ -10,7 +10,7 @@ use crate::kernel::{load, offset, read_into, read_u32, read_u64};
 /// Entries that are looked at. A global, so that the compiler writes a loop and not 24 steps; the
 /// verifier knows its value.
 #[unsafe(no_mangle)]
-pub(crate) static LOOKED_AT: u32 = 24;
+static LOOKED_AT: u32 = 24;
 
 /// An entry of the kernel's list.
 pub(crate) struct Met {
@@ -131,17 +131,30 @@ pub(crate) enum Own {
 /// Looks for an entry of the attempt's own owner.
 #[inline(never)]
 pub(crate) fn of_owner(attempt: &Attempt) -> Own {
-    let Some(head) = head(attempt) else { return Own::Absent };
+    match first_of_owner(attempt) {
+        (head, at) if head == at => Own::Absent,
+        (_, 0) => Own::NotSeen,
+        _ => Own::There,
+    }
+}
+
+/// The list's head, and the place in it of the first entry of the attempt's own owner: the head where
+/// there is none, 0 where the list is longer than the bound. Both are 0 where there is no list.
+#[inline(always)]
+pub(crate) fn first_of_owner(attempt: &Attempt) -> (u64, u64) {
+    let Some(head) = head(attempt) else { return (0, 0) };
     let mut at = read_u64(head);
     for _ in 0..load(&LOOKED_AT) {
-        if at == head || at == 0 {
-            return Own::Absent;
-        }
-        let entry = at - offset!(lock_list) as u64;
-        if read_u64(entry + offset!(lock_owner) as u64) == attempt.key.owner {
-            return Own::There;
+        if at == head || at == 0 || owner(at) == attempt.key.owner {
+            return (head, at);
         }
         at = read_u64(at);
     }
-    Own::NotSeen
+    (head, 0)
+}
+
+/// Whose entry it is that has this place in its list.
+#[inline(always)]
+pub(crate) fn owner(at: u64) -> u64 {
+    read_u64(at - offset!(lock_list) as u64 + offset!(lock_owner) as u64)
 }

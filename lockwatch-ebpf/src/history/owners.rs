@@ -44,31 +44,30 @@ pub(crate) unsafe fn does(attempt: &Attempt, owner: *mut Owner) {
     }
 }
 
-/// From here on the owner's operations are written down, beginning with this one.
+/// From here on the owner's operations are written down.
 ///
 /// # Safety
 /// `slot` must be the map's value.
 #[inline(always)]
-pub(crate) unsafe fn begin_with(attempt: &Attempt, slot: *mut Slot) {
+pub(crate) unsafe fn begin(attempt: &Attempt, slot: *mut Slot) {
     // One after the other, and not one within the other: the stack is short.
     // SAFETY: the maps' values.
     unsafe {
-        begin(attempt, slot, false);
+        enter(attempt, slot, false);
         if let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner()) {
             adopt::all(attempt, slot, owner);
-            write_down(attempt, owner, now());
         }
     }
 }
 
-/// From here on the owner's operations are written down; with this one it gave up all that it had.
+/// So they are, and with this one it gave up all that it had.
 ///
 /// # Safety
 /// `slot` must be the map's value.
 #[inline(always)]
 pub(crate) unsafe fn begin_cleared(attempt: &Attempt, slot: *mut Slot) {
     // SAFETY: the caller's promise.
-    unsafe { begin(attempt, slot, true) };
+    unsafe { enter(attempt, slot, true) };
 }
 
 /// An owner that had nothing takes something: it may be another by now, to whom the kernel gave the
@@ -91,7 +90,7 @@ unsafe fn pass_on(owner: *mut Owner) {
 }
 
 #[inline(never)]
-unsafe fn begin(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
+unsafe fn enter(attempt: &Attempt, slot: *mut Slot, cleared: bool) {
     let now = now();
     let (tgid, _) = party::ids();
     let (_, start) = party::flags_and_start();
@@ -205,6 +204,12 @@ unsafe fn write_down(attempt: &Attempt, owner: *mut Owner, now: u64) {
     }
 }
 
+/// How many places there are.
+#[inline(always)]
+pub(crate) fn places() -> u32 {
+    load(&PLACES)
+}
+
 /// A place of what stands.
 #[inline(always)]
 unsafe fn place(owner: *mut Owner, number: u32) -> *mut Standing {
@@ -218,7 +223,7 @@ unsafe fn meet(attempt: &Attempt, owner: *mut Owner) -> Meeting {
     let mut meeting = Meeting::NONE;
     // SAFETY: the map's value.
     unsafe {
-        for number in 0..load(&PLACES) {
+        for number in 0..places() {
             meeting.add(&*place(owner, number), attempt.key.start, attempt.end, attempt.access);
         }
     }
@@ -233,7 +238,7 @@ unsafe fn meet(attempt: &Attempt, owner: *mut Owner) -> Meeting {
 pub(crate) unsafe fn remember(owner: *mut Owner, at: u64, start: i64, end: i64, access: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        for number in 0..load(&PLACES) {
+        for number in 0..places() {
             let place = place(owner, number);
             if (*place).at == 0 {
                 ((*place).start, (*place).end, (*place).access) = (start, end, access);
@@ -254,7 +259,7 @@ pub(crate) unsafe fn remember(owner: *mut Owner, at: u64, start: i64, end: i64, 
 pub(crate) unsafe fn forget(attempt: &Attempt, owner: *mut Owner, end: i64) {
     // SAFETY: the caller's promise.
     unsafe {
-        for number in 0..load(&PLACES) {
+        for number in 0..places() {
             let place = place(owner, number);
             let Standing { at, start, .. } = *place;
             if at == 0 || (end != OF_ALL && (*place).meets(attempt.key.start, end) == 0) {
@@ -275,7 +280,7 @@ pub(crate) unsafe fn forget(attempt: &Attempt, owner: *mut Owner, end: i64) {
 pub(crate) unsafe fn leave(owner: *mut Owner) {
     // SAFETY: the caller's promise.
     unsafe {
-        for number in 0..load(&PLACES) {
+        for number in 0..places() {
             (*place(owner, number)).at = 0;
         }
     }

@@ -139,12 +139,25 @@ impl Hunt {
     /// # Errors
     /// Where an iterator fails.
     pub(super) fn search(&mut self) -> Result<Sightings, BpfError> {
+        self.look(true)
+    }
+
+    /// Looks everywhere but at mappings, and says what was searched as if it had.
+    ///
+    /// # Errors
+    /// Where an iterator fails.
+    pub(super) fn search_but_mappings(&mut self) -> Result<Sightings, BpfError> {
+        self.look(false)
+    }
+
+    fn look(&mut self, mappings: bool) -> Result<Sightings, BpfError> {
         let mut sightings = Sightings::new(&self.wanted);
         let mut gaps = self.gaps.clone();
         self.searcher.run(DESCRIPTORS, &mut sightings)?;
         // To pass every mapping of the machine takes as long as all the rest. A ring that nothing but
         // its mapping keeps is not met then: whose locks all have a descriptor needs none.
-        if self.mappings
+        if mappings
+            && self.mappings
             && !(self.is_quick && sightings.is_unmapped())
             && let Err(error) = self.searcher.run(MAPPINGS, &mut sightings)
         {
