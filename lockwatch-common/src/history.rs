@@ -3,7 +3,6 @@
 //! The programs keep, for every lock, who took it and when; user space reads the tables when it
 //! wants to know, and is woken only by a [`MomentRecord`], [`DiedRecord`] or [`ReusedRecord`].
 
-use crate::standing::{STANDING, Standing};
 use crate::wire::Wire;
 
 /// Number of this layout. Tables of another number are not taken over.
@@ -259,13 +258,26 @@ pub struct Owner {
     pub tgid: i32,
     /// [`TO_BE_TOLD`] or [`TOLD`] where it gave up everything last without having asked for it, else 0.
     pub told: u32,
-    /// 1 where nothing that it did matters but what stands, else 0.
-    pub complete: u32,
+    /// How many of its operations were written down since it gave up everything last; [`WRITTEN`] where
+    /// there are more.
+    pub count: u32,
     /// 0.
     pub reserved: u32,
-    /// Of its operations that were written down, those that matter and are known one by one. Of no use
-    /// to user space.
-    pub standing: [Standing; STANDING],
+    /// Which these are. For the programs alone: user space may have taken them away.
+    pub written: [Written; WRITTEN],
+}
+
+/// Operations of an owner that the programs know one by one.
+pub const WRITTEN: usize = 16;
+
+/// The rest of an [`OperationKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// When, ns of `CLOCK_BOOTTIME`.
+    pub at: u64,
+    /// First byte.
+    pub start: i64,
 }
 
 /// Which operation.
@@ -582,7 +594,8 @@ wire! {
     Key = 8 * 3 + 4 * 2,
     Entry = 8 * 5 + 4 * 6 + 64 + 8,
     OwnerKey = 8 * 2,
-    Owner = 8 * 6 + 4 * 4 + 32 * STANDING,
+    Owner = 8 * 6 + 4 * 4 + 16 * WRITTEN,
+    Written = 8 * 2,
     OperationKey = 8 * 4,
     Wait = 32 + 8 * 3 + 4 * 4 + 8 * 2,
     ProcessKey = 8 + 4 * 2,
@@ -668,9 +681,9 @@ impl Owner {
         start: 0,
         tgid: 0,
         told: 0,
-        complete: 0,
+        count: 0,
         reserved: 0,
-        standing: [Standing::FREE; STANDING],
+        written: [Written { at: 0, start: 0 }; WRITTEN],
     };
 }
 

@@ -11,5 +11,4 @@ pub mod ranges;
 pub mod search;
 pub mod search_offsets;
 pub mod snapshot;
-pub mod standing;
 pub mod wire;

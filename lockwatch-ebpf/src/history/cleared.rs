@@ -38,7 +38,7 @@ pub(crate) fn tell(attempt: &Attempt) {
         let ending = DEAD.get(process);
         if ending.is_none() && !by_worker {
             (*owner).told = 0;
-            owners::forget(attempt, owner, owners::OF_ALL);
+            owners::forget(attempt, owner);
             return;
         }
         let now = (*owner).cleared_at;
@@ -53,10 +53,10 @@ pub(crate) fn tell(attempt: &Attempt) {
         let (kind, entry, room) = (KIND_CLEARED, &*draft, Room::Reserved);
         if moment::told(attempt, &Moment { kind, at: now, key: &attempt.key, entry, ending, room })
         {
-            owners::leave(owner);
+            (*owner).count = 0;
             (*owner).told = TOLD;
         } else {
-            owners::forget(attempt, owner, owners::OF_ALL);
+            owners::forget(attempt, owner);
             (*owner).told = 0;
         }
     }

@@ -81,7 +81,7 @@ pub(crate) fn behind(attempt: &Attempt) -> (u64, i64) {
 
 /// Address of the head of the list.
 #[inline(always)]
-pub(crate) fn head(attempt: &Attempt) -> Option<u64> {
+fn head(attempt: &Attempt) -> Option<u64> {
     // By a helper: with a number the verifier allows sums.
     let locks = read_u64(attempt.inode as u64 + offset!(inode_flctx) as u64);
     if locks == 0 {
@@ -95,9 +95,8 @@ pub(crate) fn head(attempt: &Attempt) -> Option<u64> {
     Some(locks + list as u64)
 }
 
-/// Reads the entry at an address.
 #[inline(always)]
-pub(crate) fn read(entry: u64, class: u32) -> Met {
+fn read(entry: u64, class: u32) -> Met {
     let mut access = 0u8;
     // SAFETY: one byte.
     unsafe { read_into(&raw mut access, 1, entry + offset!(lock_type) as u64) };
@@ -131,30 +130,17 @@ pub(crate) enum Own {
 /// Looks for an entry of the attempt's own owner.
 #[inline(never)]
 pub(crate) fn of_owner(attempt: &Attempt) -> Own {
-    match first_of_owner(attempt) {
-        (head, at) if head == at => Own::Absent,
-        (_, 0) => Own::NotSeen,
-        _ => Own::There,
-    }
-}
-
-/// The list's head, and the place in it of the first entry of the attempt's own owner: the head where
-/// there is none, 0 where the list is longer than the bound. Both are 0 where there is no list.
-#[inline(always)]
-pub(crate) fn first_of_owner(attempt: &Attempt) -> (u64, u64) {
-    let Some(head) = head(attempt) else { return (0, 0) };
+    let Some(head) = head(attempt) else { return Own::Absent };
     let mut at = read_u64(head);
     for _ in 0..load(&LOOKED_AT) {
-        if at == head || at == 0 || owner(at) == attempt.key.owner {
-            return (head, at);
+        if at == head || at == 0 {
+            return Own::Absent;
+        }
+        let entry = at - offset!(lock_list) as u64;
+        if read_u64(entry + offset!(lock_owner) as u64) == attempt.key.owner {
+            return Own::There;
         }
         at = read_u64(at);
     }
-    (head, 0)
-}
-
-/// Whose entry it is that has this place in its list.
-#[inline(always)]
-pub(crate) fn owner(at: u64) -> u64 {
-    read_u64(at - offset!(lock_list) as u64 + offset!(lock_owner) as u64)
+    Own::NotSeen
 }

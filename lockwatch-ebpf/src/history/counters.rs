@@ -113,14 +113,6 @@ pub(crate) fn parking(seat: u32, key: &Key) -> Option<*mut Key> {
     COUNTERS.get_ptr_mut(seat).map(|counters| unsafe { &raw mut (*counters).parked[at] })
 }
 
-/// Two numbers that the verifier knows nothing of: of what is counted in a variable it follows every
-/// outcome.
-#[inline(always)]
-pub(crate) fn numbers(seat: u32) -> Option<*mut [u64; 2]> {
-    // SAFETY: a place within the map's value.
-    COUNTERS.get_ptr_mut(seat).map(|counters| unsafe { &raw mut (*counters).scratch })
-}
-
 /// Two addresses as plain numbers. What the verifier knows as a typed pointer it allows no
 /// arithmetic with; what comes out of a table is a number.
 #[inline(always)]

@@ -6,7 +6,6 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod adopt;
 mod again;
 mod attempt;
 mod attention;

@@ -75,50 +75,26 @@ unsafe fn done(attempt: &mut Attempt) {
         if attempt.flags & FL_OFDLCK != 0 && (*globals).reader == party::ids().0 as u64 {
             return;
         }
-        let mut owner = None;
-        if (*globals).owners != 0 {
-            owner = OWNERS.get_ptr_mut(attempt.key.of_owner());
+        if (*globals).owners != 0
+            && let Some(owner) = OWNERS.get_ptr_mut(attempt.key.of_owner())
+        {
+            return owners::does(attempt, owner);
         }
-        if owner.is_none() {
-            let Some(slot) = slot(attempt.slot) else { return };
-            let more = match attempt.access {
-                F_UNLCK => given_back(attempt, slot),
-                _ => set(attempt, slot),
-            };
-            match more {
-                More::Nothing => return,
-                More::Begins => owners::begin(attempt, slot),
-                More::BeginsCleared => return owners::begin_cleared(attempt, slot),
-            }
-            owner = OWNERS.get_ptr_mut(attempt.key.of_owner());
+        let Some(slot) = slot(attempt.slot) else { return };
+        let place = LOCKS.get_ptr_mut(attempt.key);
+        let found = in_force(place);
+        let known = found.map(|entry| Known {
+            same_end: (*entry).end == attempt.end,
+            same_access: (*entry).access == attempt.access,
+        });
+        if attempt.access == F_UNLCK {
+            return given_back(attempt, slot, found, known);
         }
-        // At one place: the verifier follows it from each place where it stands.
-        if let Some(owner) = owner {
-            owners::does(attempt, owner);
-        }
-    }
-}
-
-/// What the table of locks does not tell.
-enum More {
-    Nothing,
-    /// From here on the owner's operations are written down.
-    Begins,
-    /// So they are, and it has nothing.
-    BeginsCleared,
-}
-
-#[inline(always)]
-unsafe fn set(attempt: &Attempt, slot: *mut Slot) -> More {
-    let place = LOCKS.get_ptr_mut(attempt.key);
-    let found = in_force(place);
-    // SAFETY: the maps' values.
-    unsafe {
         let others = match attempt.access {
             F_WRLCK => (*slot).reads,
             _ => (*slot).writes,
         };
-        match ranges::set(attempt.linked, known(attempt, found), others) {
+        match ranges::set(attempt.linked, known, others) {
             Setting::Nothing => {}
             Setting::Simple => {
                 if let Some(found) = found {
@@ -127,42 +103,36 @@ unsafe fn set(attempt: &Attempt, slot: *mut Slot) -> More {
                 // Where something is missing, what it became one with may be older.
                 taken(attempt, place, attempt.linked && (*slot).lost_at != 0);
             }
-            Setting::Other => return More::Begins,
+            Setting::Other => owners::begin_with(attempt, slot),
         }
-        More::Nothing
     }
 }
 
 #[inline(always)]
-unsafe fn given_back(attempt: &mut Attempt, slot: *mut Slot) -> More {
-    let mut found = in_force(LOCKS.get_ptr_mut(attempt.key));
-    let whole = attempt.key.start == 0 && attempt.end == TO_THE_END;
+unsafe fn given_back(
+    attempt: &mut Attempt,
+    slot: *mut Slot,
+    found: Option<*mut Entry>,
+    known: Option<Known>,
+) {
     // SAFETY: the maps' values.
     unsafe {
-        match ranges::unset(whole, known(attempt, found), (*slot).reads + (*slot).writes) {
-            Unsetting::Nothing => return More::Nothing,
-            Unsetting::Simple => {}
+        let whole = attempt.key.start == 0 && attempt.end == TO_THE_END;
+        match ranges::unset(whole, known, (*slot).reads + (*slot).writes) {
+            Unsetting::Nothing => {}
+            Unsetting::Simple => {
+                if let Some(found) = found {
+                    given_up(attempt, found);
+                }
+            }
             Unsetting::Only => {
                 attempt.key.start = (*slot).starts;
-                found = in_force(LOCKS.get_ptr_mut(attempt.key));
+                if let Some(found) = in_force(LOCKS.get_ptr_mut(attempt.key)) {
+                    given_up(attempt, found);
+                }
             }
-            Unsetting::Cleared => return More::BeginsCleared,
-            Unsetting::Other => return More::Begins,
+            Unsetting::Cleared => owners::begin(attempt, slot, true),
+            Unsetting::Other => owners::begin_with(attempt, slot),
         }
-        if let Some(found) = found {
-            given_up(attempt, found);
-        }
-        More::Nothing
     }
-}
-
-#[inline(always)]
-unsafe fn known(attempt: &Attempt, found: Option<*mut Entry>) -> Option<Known> {
-    // SAFETY: the caller gives the map's value.
-    found.map(|entry| unsafe {
-        Known {
-            same_end: (*entry).end == attempt.end,
-            same_access: (*entry).access == attempt.access,
-        }
-    })
 }

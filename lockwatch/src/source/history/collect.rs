@@ -11,7 +11,6 @@ use lockwatch_common::history::{
     CLASS_POSIX, Ending, Entry, Key, LOCKS_MAP, OPERATIONS_MAP, OWNERS_MAP, Operation,
     OperationKey, Owner, OwnerKey, Party, ProcessKey, RESTORED, SURVIVED_MAP, WAITERS_MAP, Wait,
 };
-use lockwatch_common::standing::STANDING;
 use lockwatch_common::wire::Wire;
 
 use super::join::{self, access, bytes, class};
@@ -26,8 +25,6 @@ use crate::source::bpf::{self, Reading};
 
 /// Operations of one owner from which on they are replaced by what they came to.
 const MANY: usize = 256;
-/// More than the programs know one by one: what they do not know they leave alone.
-const _: () = assert!(MANY > STANDING);
 
 /// Nanoseconds for which an owner that has nothing must have done nothing before it is forgotten. A
 /// program that has just found it writes down what it does next, which then nobody would own.

@@ -70,7 +70,7 @@ pub(super) fn are_preempted() -> bool {
 }
 
 /// How much the tables hold. The kernel gives the memory when they are made: about 250 bytes a
-/// lock, 220 an operation, 650 an owner of several ranges.
+/// lock, 220 an operation, 400 an owner of several ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Locks.
