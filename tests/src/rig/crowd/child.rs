@@ -71,8 +71,8 @@ pub(super) fn kill(pid: libc::pid_t) {
 pub(super) fn keep_only(file: OwnedFd) -> Result<OwnedFd> {
     const FIRST: libc::c_int = 3;
     let file = file.into_raw_fd();
-    // SAFETY: numbers only. Whatever has the others here is not used again: this process only rests
-    // and ends.
+    // SAFETY: numbers only. Whatever has the others here is not used again: this process takes no
+    // more than a lock, and ends.
     let kept = unsafe { libc::dup2(file, FIRST) };
     // SAFETY: as above.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, FIRST + 1, libc::c_uint::MAX, 0) };

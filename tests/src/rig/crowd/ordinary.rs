@@ -184,13 +184,14 @@ fn handed_over(set: &Set, number: u32, chance: &mut Chance) -> Result<()> {
     // Some stay longer than a grace.
     let stays = if chance.one_in(50) { 400 } else { 0 };
     let owner = child::fork(|| {
-        let file = open(&path)?;
+        // What the one who stays keeps of others would outlive them: it never gets any, because who
+        // waits for this process closes nothing meanwhile.
+        let file = child::keep_only(open(&path)?)?;
         locking::take(file.as_fd(), lock, Patience::None)?;
         child::fork(|| {
             // SAFETY: takes numbers only.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
-            // What it keeps of others would outlive them.
-            let _own = child::keep_only(file)?;
+            let _own = file;
             std::thread::sleep(Duration::from_millis(stays));
             Ok(())
         })?;
