@@ -236,11 +236,16 @@ pub struct Ended {
     pub generation: Option<u32>,
 }
 
+/// Nanoseconds after a death within which a worker of the kernel closes what the dead had.
+const BY_WORKER: u64 = 1_000_000_000;
+
 impl Ended {
     /// True where it ended because its owner died, and not because an heir let it go later.
     pub fn is_by_death(&self) -> bool {
-        // What is closed too late for the dying task's own list of work, a worker closes.
-        self.ended_by.id == self.by.id || self.ended_by.comm.starts_with(b"kworker/")
+        // What is closed too late for the dying task's own list of work, a worker closes within a tick or
+        // so. What one closes much later an heir has let go.
+        let by_worker = self.ended_by.comm.starts_with(b"kworker/");
+        self.ended_by.id == self.by.id || by_worker && self.at <= self.death.at.after(BY_WORKER)
     }
 
     /// Its taking, of which there may be no record: no attention was paid to the file yet.

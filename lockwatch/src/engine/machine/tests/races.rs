@@ -284,6 +284,18 @@ fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
 }
 
 #[test]
+fn what_a_worker_of_the_kernel_closes_long_after_a_death_an_heir_had() {
+    let mut stage = locksmith_and_successor();
+    stage.world.born(33, "kworker/1:2", ms(1));
+    stage.until(12_000);
+    let death = stage.dies(8123, End::Signal(9));
+    let ended = Ended { ended_by: stage.world.who(33), ..stage.ended(1, death, None) };
+    assert!(ended.is_by_death());
+    let late = Ended { at: death.at.after(2_000_000_000), ..ended };
+    assert!(!late.is_by_death());
+}
+
+#[test]
 fn an_attempt_on_a_lock_that_was_handed_over_is_no_exit_race() {
     let mut stage = Stage::new();
     stage.world.file(131, stories::PATH);
