@@ -268,14 +268,19 @@ fn what_an_heir_lets_go_is_neither_a_hand_off_nor_an_exit_race() {
     assert_eq!(stage.kinds(), ["started"]);
 }
 
-#[test]
-fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
+/// The locksmith was killed, and a worker of the kernel closes what it had locked.
+fn closed_by_a_worker() -> (Stage, Ended) {
     let mut stage = locksmith_and_successor();
     stage.world.born(33, "kworker/1:2", ms(1));
     stage.until(12_000);
     let death = stage.dies(8123, End::Signal(9));
-    let worker = stage.world.who(33);
-    let ended = Ended { ended_by: worker, ..stage.ended(1, death, None) };
+    let ended = Ended { ended_by: stage.world.who(33), ..stage.ended(1, death, None) };
+    (stage, ended)
+}
+
+#[test]
+fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
+    let (mut stage, ended) = closed_by_a_worker();
     stage.input(Input::Ended(ended));
     let acquired = stage.acquired(8200, 131, 2);
     stage.input(Input::Acquired(acquired));
@@ -285,13 +290,9 @@ fn what_a_worker_of_the_kernel_closes_after_a_death_ends_by_it() {
 
 #[test]
 fn what_a_worker_of_the_kernel_closes_long_after_a_death_an_heir_had() {
-    let mut stage = locksmith_and_successor();
-    stage.world.born(33, "kworker/1:2", ms(1));
-    stage.until(12_000);
-    let death = stage.dies(8123, End::Signal(9));
-    let ended = Ended { ended_by: stage.world.who(33), ..stage.ended(1, death, None) };
+    let (_stage, ended) = closed_by_a_worker();
     assert!(ended.is_by_death());
-    let late = Ended { at: death.at.after(2_000_000_000), ..ended };
+    let late = Ended { at: ended.death.at.after(2_000_000_000), ..ended };
     assert!(!late.is_by_death());
 }
 
